@@ -1,0 +1,31 @@
+"""Prompt templates as data; ``{}`` takes the label."""
+
+from collections.abc import Sequence
+
+PADING_PROMPTS = (
+    "itap of a {}.",
+    "a bad photo of the {}.",
+    "a origami {}.",
+    "a photo of the large {}.",
+    "a {} in a video game.",
+    "art of the {}.",
+    "a photo of the small {}.",
+    "A photo of a {} in the scene",
+)
+"""The eight prompts of PADing (CVPR 2023), which CONCAT (arXiv:2402.13697) follows."""
+
+
+def fill_prompts(text: str, prompt_templates: Sequence[str]) -> list[str]:
+    """Put one text into every template.
+
+    Raises:
+        ValueError: if there is no template, or one has no ``{}``.
+    """
+    if not prompt_templates:
+        raise ValueError(
+            "at least one prompt template is needed, got none: pass ['{}'] to use labels as they are"
+        )
+    for template in prompt_templates:
+        if "{}" not in template:
+            raise ValueError(f"a prompt template must contain {{}} where the label goes, got {template!r}")
+    return [template.replace("{}", text) for template in prompt_templates]
