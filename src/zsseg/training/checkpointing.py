@@ -1,0 +1,332 @@
+"""Checkpoints of a run: complete or absent, never half; what is saved resumes to the last bit.
+
+A run's folder holds ``checkpoint-000500`` folders and two links to them, ``last`` and ``best``. Each
+checkpoint is a model that ``from_pretrained`` loads, with its processor, and a ``trainer`` folder with what
+resuming needs.
+"""
+
+import json
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from transformers import PreTrainedModel
+
+from zsseg.training.random_state import capture_rng_states, restore_rng_states
+
+CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d{6,})")
+LAST_LINK = "last"
+BEST_LINK = "best"
+METRICS_FILE = "metrics.jsonl"
+TENSORBOARD_FOLDER = "tensorboard"
+TRAINER_FOLDER = "trainer"
+TEMPORARY_PATTERNS = (".incomplete-*", ".replaced-*", ".dropped-*", ".link-*")
+TEXT_EMBEDS_TOLERANCE = 1e-3
+
+
+class CheckpointError(RuntimeError):
+    """A checkpoint that cannot be used: absent, incomplete, or of another run."""
+
+
+class Saveable(Protocol):
+    """A processor, as far as a checkpoint is concerned."""
+
+    def save_pretrained(self, save_directory: str | Path) -> Any:
+        """Write its files into the folder."""
+
+
+@dataclass
+class TrainerState:
+    """Where a run stands. Data order and learning rates follow from ``step``.
+
+    Attributes:
+        step: optimizer steps done.
+        epoch: epoch of the next batch.
+        position: batches of that epoch already consumed.
+        best_metric: best evaluation so far, None before the first.
+        best_step: step of that evaluation.
+        window_sums: sums of the logged numbers since the last record, by name.
+        window_count: steps in those sums.
+    """
+
+    step: int = 0
+    epoch: int = 0
+    position: int = 0
+    best_metric: float | None = None
+    best_step: int | None = None
+    window_sums: dict[str, float] = field(default_factory=dict)
+    window_count: int = 0
+
+
+def claim_output_dir(output_dir: Path, *, overwrite: bool) -> None:
+    """Make the folder of a new run.
+
+    Args:
+        output_dir: the folder.
+        overwrite: delete an earlier run in it; files that no run wrote stay.
+
+    Raises:
+        FileExistsError: if it is not empty and may not be overwritten.
+    """
+    if output_dir.is_dir() and any(output_dir.iterdir()):
+        if not overwrite:
+            raise FileExistsError(
+                f"{output_dir} is not empty: resume the run in it, allow overwriting, or choose another folder"
+            )
+        remove_temporary(output_dir)
+        for path in (
+            *find_checkpoints(output_dir).values(),
+            *(output_dir / name for name in (LAST_LINK, BEST_LINK, METRICS_FILE, TENSORBOARD_FOLDER)),
+        ):
+            _remove(path)
+    output_dir.mkdir(parents=True, exist_ok=True)
+
+
+def find_checkpoints(output_dir: Path) -> dict[int, Path]:
+    """Complete checkpoints of a run by step, rising.
+
+    A folder gets its name only when everything in it is written, so a name is enough.
+    """
+    if not output_dir.is_dir():
+        return {}
+    found = ((CHECKPOINT_PATTERN.fullmatch(path.name), path) for path in output_dir.iterdir())
+    return dict(sorted((int(match[1]), path) for match, path in found if match))
+
+
+def find_last_checkpoint(output_dir: Path) -> Path:
+    """The newest complete checkpoint of a run.
+
+    Raises:
+        CheckpointError: if there is none.
+    """
+    checkpoints = find_checkpoints(output_dir)
+    if not checkpoints:
+        raise CheckpointError(f"{output_dir} holds no complete checkpoint to resume; start a new run there")
+    return checkpoints[max(checkpoints)]
+
+
+class CheckpointWriter:
+    """Writes one run's checkpoints: everything under a temporary name, then one rename.
+
+    Args:
+        output_dir: the run's folder.
+        setup: JSON values that must be equal when a run resumes from these checkpoints.
+        text_embeds: (T, D), what the run trains against; must be equal too.
+        keep_last_n: newest checkpoints to keep; the best one stays in any case.
+    """
+
+    def __init__(
+        self, output_dir: Path, setup: Mapping[str, Any], text_embeds: Tensor, keep_last_n: int
+    ) -> None:
+        self.output_dir = output_dir
+        self.setup = setup
+        self.text_embeds = text_embeds.detach().cpu()
+        self.keep_last_n = keep_last_n
+
+    def temporary_folder(self, state: TrainerState) -> Path:
+        """Where the checkpoint of this step is written until it is complete."""
+        return self.output_dir / f".incomplete-{_checkpoint_name(state.step)}"
+
+    def begin(self, state: TrainerState) -> None:
+        """Make the temporary folder, empty."""
+        temporary = self.temporary_folder(state)
+        _remove(temporary)
+        (temporary / TRAINER_FOLDER).mkdir(parents=True)
+
+    def write(
+        self,
+        state: TrainerState,
+        model: PreTrainedModel,
+        processor: Saveable,
+        optimizer: torch.optim.Optimizer,
+        scaler: Any | None,
+    ) -> None:
+        """Write what one process writes for all: everything but the random states."""
+        folder = self.temporary_folder(state)
+        model.save_pretrained(folder)
+        processor.save_pretrained(folder)
+        trainer = folder / TRAINER_FOLDER
+        torch.save(optimizer.state_dict(), trainer / "optimizer.pt")
+        if scaler is not None:
+            torch.save(scaler.state_dict(), trainer / "scaler.pt")
+        torch.save(self.text_embeds, trainer / "text_embeds.pt")
+        _write_json(trainer / "setup.json", self.setup)
+        _write_json(trainer / "trainer_state.json", asdict(state))
+
+    def write_rng_states(self, state: TrainerState, process_index: int, model: nn.Module) -> None:
+        """Write the generators of one process."""
+        path = self.temporary_folder(state) / TRAINER_FOLDER / f"rng-{process_index}.pt"
+        torch.save(capture_rng_states(model), path)
+
+    def commit(self, state: TrainerState) -> Path:
+        """Give the complete checkpoint its name, move the links and drop checkpoints no longer kept."""
+        temporary = self.temporary_folder(state)
+        for path in (*temporary.rglob("*"), temporary):
+            _flush_to_disk(path)
+        final = self.output_dir / _checkpoint_name(state.step)
+        if final.exists():
+            _remove(final.rename(self.output_dir / f".replaced-{final.name}"))
+        temporary.rename(final)
+        _flush_to_disk(self.output_dir)
+        _point_link(self.output_dir / LAST_LINK, final.name)
+        if state.best_step == state.step:
+            _point_link(self.output_dir / BEST_LINK, final.name)
+        self._prune(state)
+        return final
+
+    def _prune(self, state: TrainerState) -> None:
+        checkpoints = find_checkpoints(self.output_dir)
+        kept = {*sorted(checkpoints)[-self.keep_last_n :], state.best_step}
+        for step, path in checkpoints.items():
+            if step not in kept:
+                # Under its own name a half-deleted folder would pass for a complete checkpoint.
+                _remove(path.rename(self.output_dir / f".dropped-{path.name}"))
+
+
+def check_setup(
+    checkpoint: Path, setup: Mapping[str, Any], text_embeds: Tensor, may_change: frozenset[str]
+) -> None:
+    """Compare this run with the one that wrote the checkpoint.
+
+    Raises:
+        CheckpointError: if they differ in anything but the keys in ``may_change``; the message lists each
+            difference.
+    """
+    saved = _read_json(checkpoint / TRAINER_FOLDER / "setup.json")
+    current = json.loads(json.dumps(setup))
+    differences = [
+        f"{key}: {_shorten(saved.get(key))} then, {_shorten(current.get(key))} now"
+        for key in sorted((saved.keys() | current.keys()) - may_change)
+        if saved.get(key) != current.get(key)
+    ]
+    embeds_then = _load(checkpoint, "text_embeds.pt")
+    # Texts are encoded anew on resume, and another number of threads may round otherwise.
+    if embeds_then.shape != text_embeds.shape or not torch.allclose(
+        embeds_then, text_embeds.detach().cpu(), rtol=0.0, atol=TEXT_EMBEDS_TOLERANCE
+    ):
+        differences.append("text_embeds: other vectors for the labels (another text tower, prompts or file)")
+    if differences:
+        raise CheckpointError(
+            f"{checkpoint} comes from another setup, so resuming would not continue that run:\n  "
+            + "\n  ".join(differences)
+            + "\nResume with the same setup, or start a new run in another folder"
+        )
+
+
+def load_state(checkpoint: Path) -> TrainerState:
+    """Where the run stood at this checkpoint.
+
+    Raises:
+        CheckpointError: if the folder is no checkpoint of a run.
+    """
+    return TrainerState(**_read_json(checkpoint / TRAINER_FOLDER / "trainer_state.json"))
+
+
+def load_model_weights(checkpoint: Path, model: PreTrainedModel) -> None:
+    """Put a checkpoint's weights into ``model``, all of them.
+
+    They go through ``from_pretrained``, because some backbones are stored under other names than their
+    state dict shows; loading such a file straight into the model would drop them.
+
+    Raises:
+        CheckpointError: if weights are missing, left over or of another shape.
+    """
+    loaded: Any = type(model).from_pretrained(checkpoint, output_loading_info=True)
+    restored, info = loaded
+    problems = [
+        f"{key} {sorted(map(str, info[key]))[:5]}"
+        for key in ("missing_keys", "unexpected_keys", "mismatched_keys")
+        if info[key]
+    ]
+    if problems:
+        raise CheckpointError(
+            f"{checkpoint} does not hold exactly the weights of {type(model).__name__}: {'; '.join(problems)}"
+        )
+    model.load_state_dict(restored.state_dict(), strict=True)
+
+
+def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, scaler: Any | None) -> None:
+    """Restore the optimizer and, where there is one, the loss scaler of fp16 training.
+
+    Raises:
+        CheckpointError: if the checkpoint trained other parameters or grouped them otherwise.
+    """
+    saved = _load(checkpoint, "optimizer.pt")
+    names_then = [group["names"] for group in saved["param_groups"]]
+    names_now = [group["names"] for group in optimizer.param_groups]
+    if names_then != names_now:
+        changed = {n for group in names_then for n in group} ^ {n for group in names_now for n in group}
+        raise CheckpointError(
+            f"{checkpoint} trained other parameters or grouped them otherwise; trained only then or only now: "
+            f"{sorted(changed)[:5]}"
+        )
+    optimizer.load_state_dict(saved)
+    if scaler is not None:
+        scaler.load_state_dict(_load(checkpoint, "scaler.pt"))
+
+
+def load_rng_states(checkpoint: Path, process_index: int, model: nn.Module) -> None:
+    """Restore the generators of one process."""
+    restore_rng_states(_load(checkpoint, f"rng-{process_index}.pt"), model)
+
+
+def remove_temporary(output_dir: Path) -> None:
+    """Delete what a killed run left half written or half deleted."""
+    for pattern in TEMPORARY_PATTERNS:
+        for path in output_dir.glob(pattern):
+            _remove(path)
+
+
+def _checkpoint_name(step: int) -> str:
+    return f"checkpoint-{step:06d}"
+
+
+def _load(checkpoint: Path, name: str) -> Any:
+    return torch.load(checkpoint / TRAINER_FOLDER / name, map_location="cpu", weights_only=True)
+
+
+def _write_json(path: Path, values: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise CheckpointError(
+            f"{path} does not exist, so there is no run to resume; a folder that holds only a model and its "
+            "processor is something to start a new run from"
+        )
+    values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    return values
+
+
+def _flush_to_disk(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _point_link(link: Path, target: str) -> None:
+    temporary = link.with_name(f".link-{link.name}")
+    temporary.unlink(missing_ok=True)
+    temporary.symlink_to(target, target_is_directory=True)
+    temporary.replace(link)
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def _shorten(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 100 else f"{text[:100]}…"

@@ -1,0 +1,1 @@
+"""One file per family: its ordered training stages."""
