@@ -1,0 +1,61 @@
+"""Data sets of pictures with panoptic ground truth, their labels, and what turns them into batches.
+
+Reading needs neither torch nor the ``datasets`` library; batches and columns import them when called.
+"""
+
+from zsseg.data.coco_instances import CocoInstanceDataset
+from zsseg.data.coco_panoptic import CocoPanopticDataset
+from zsseg.data.collate import PanopticCollator
+from zsseg.data.datasets_columns import HfPanopticDataset, to_hf_dataset
+from zsseg.data.examples import IGNORE_INDEX, PanopticDataset, PanopticExample
+from zsseg.data.seen_filter import SubsetDataset, drop_images_with_unseen, ignore_unseen
+from zsseg.data.semantic_maps import (
+    SemanticMapDataset,
+    convert_panoptic_to_semantic,
+    convert_semantic_to_panoptic,
+)
+from zsseg.data.transformed_dataset import TransformedDataset
+from zsseg.data.transforms import (
+    ColorJitter,
+    Compose,
+    LargeScaleJitter,
+    RandomCrop,
+    RandomHorizontalFlip,
+    Resize,
+)
+from zsseg.data.vocabularies import (
+    list_label_spaces,
+    list_splits,
+    load_label_space,
+    load_split,
+    mark_unseen,
+)
+
+__all__ = [
+    "IGNORE_INDEX",
+    "CocoInstanceDataset",
+    "CocoPanopticDataset",
+    "ColorJitter",
+    "Compose",
+    "HfPanopticDataset",
+    "LargeScaleJitter",
+    "PanopticCollator",
+    "PanopticDataset",
+    "PanopticExample",
+    "RandomCrop",
+    "RandomHorizontalFlip",
+    "Resize",
+    "SemanticMapDataset",
+    "SubsetDataset",
+    "TransformedDataset",
+    "convert_panoptic_to_semantic",
+    "convert_semantic_to_panoptic",
+    "drop_images_with_unseen",
+    "ignore_unseen",
+    "list_label_spaces",
+    "list_splits",
+    "load_label_space",
+    "load_split",
+    "mark_unseen",
+    "to_hf_dataset",
+]
