@@ -1,5 +1,64 @@
-"""Zero-shot panoptic and semantic segmentation by words."""
+"""Zero-shot panoptic and semantic segmentation by words.
+
+Importing this package imports neither torch nor transformers; names load on first use (PEP 562), and the
+families join transformers' Auto classes and pipelines when those are imported.
+"""
+
+import importlib
+from typing import TYPE_CHECKING, Any
 
 from zsseg._version import __version__
+from zsseg.registration import register, register_when_transformers_is_imported
 
-__all__ = ["__version__"]
+if TYPE_CHECKING:
+    from zsseg.image_loading import load_image
+    from zsseg.models.concat.configuration_concat import ConcatConfig
+    from zsseg.models.concat.image_processing_concat import ConcatImageProcessorPil
+    from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation, ConcatPreTrainedModel
+    from zsseg.models.concat.processing_concat import ConcatProcessor
+    from zsseg.processing.precomputed_text_embeddings import PrecomputedTextEmbeddings
+    from zsseg.structures import PanopticSegmentation, SegmentInfo
+    from zsseg.vocabulary import Category, Vocabulary
+
+_LAZY_NAMES = {
+    "Category": "zsseg.vocabulary",
+    "ConcatConfig": "zsseg.models.concat.configuration_concat",
+    "ConcatForPanopticSegmentation": "zsseg.models.concat.modeling_concat",
+    "ConcatImageProcessorPil": "zsseg.models.concat.image_processing_concat",
+    "ConcatPreTrainedModel": "zsseg.models.concat.modeling_concat",
+    "ConcatProcessor": "zsseg.models.concat.processing_concat",
+    "PanopticSegmentation": "zsseg.structures",
+    "PrecomputedTextEmbeddings": "zsseg.processing.precomputed_text_embeddings",
+    "SegmentInfo": "zsseg.structures",
+    "Vocabulary": "zsseg.vocabulary",
+    "load_image": "zsseg.image_loading",
+}
+
+__all__ = [
+    "Category",
+    "ConcatConfig",
+    "ConcatForPanopticSegmentation",
+    "ConcatImageProcessorPil",
+    "ConcatPreTrainedModel",
+    "ConcatProcessor",
+    "PanopticSegmentation",
+    "PrecomputedTextEmbeddings",
+    "SegmentInfo",
+    "Vocabulary",
+    "__version__",
+    "load_image",
+    "register",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY_NAMES:
+        return getattr(importlib.import_module(_LAZY_NAMES[name]), name)
+    raise AttributeError(f"module 'zsseg' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)
+
+
+register_when_transformers_is_imported()

@@ -1,0 +1,1 @@
+"""CONCAT: generalizable semantic vision queries (arXiv:2402.13697)."""

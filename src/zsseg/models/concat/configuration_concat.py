@@ -1,0 +1,43 @@
+"""Configuration of CONCAT (arXiv:2402.13697)."""
+
+from typing import Any, ClassVar
+
+from huggingface_hub.dataclasses import strict
+from transformers import AutoConfig, PreTrainedConfig
+from transformers.configuration_utils import SubConfigSpec
+
+from zsseg.layers.mask_transformer import MaskTransformerConfig
+
+
+@strict
+class ConcatConfig(PreTrainedConfig):
+    r"""Configuration of :class:`~zsseg.ConcatForPanopticSegmentation`.
+
+    Args:
+        segmentor_config: the mask transformer, as of :class:`~transformers.Mask2FormerConfig`, with any
+            backbone of ``AutoBackbone``. Loss weights and point counts are read from it.
+        text_config: the text tower saved in the checkpoint; None where text embeddings come precomputed.
+        text_pooling: how the tower's tokens become one vector: ``"projection"`` (CLIP), ``"pooler"`` or
+            ``"mean"``.
+        projection_dim: D, the width of the joint text space.
+        projector_layers: linear layers of the semantic projector d → D, 1 (default) or more, ReLU between.
+        logit_scale: γ, the inverse temperature of the cosine logits.
+        no_object_std: standard deviation of the initial no-object embedding.
+
+    ``logit_scale``, ``projector_layers`` and the learned no-object embedding are choices of ours where the
+    paper is silent.
+    """
+
+    model_type = "zsseg-concat"
+    sub_configs_defaults: ClassVar[dict[str, Any]] = {
+        "segmentor_config": MaskTransformerConfig,
+        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_text_model", optional=True),
+    }
+
+    segmentor_config: Any = None
+    text_config: Any = None
+    text_pooling: str = "projection"
+    projection_dim: int = 512
+    projector_layers: int = 1
+    logit_scale: float | int = 100.0
+    no_object_std: float = 0.02

@@ -1,0 +1,242 @@
+"""CONCAT: a mask transformer whose queries are named by text (arXiv:2402.13697)."""
+
+from collections.abc import Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModel, CLIPTextModelWithProjection, Mask2FormerModel
+from transformers import initialization as init
+
+from zsseg.layers.mask_transformer import MaskTransformerConfig, compute_mask_transformer_features
+from zsseg.layers.open_vocabulary_classifier import compute_cosine_class_logits
+from zsseg.layers.text_embedding_bank import (
+    TEXT_POOLING,
+    TextEmbeddingBank,
+    build_text_tower,
+    infer_text_pooling,
+)
+from zsseg.losses.set_criterion import SetCriterion
+from zsseg.models.base import (
+    ZeroShotSegmentationOutput,
+    ZeroShotSegmentationPreTrainedModel,
+    compute_valid_fractions,
+)
+from zsseg.models.concat.configuration_concat import ConcatConfig
+
+
+class ConcatPreTrainedModel(ZeroShotSegmentationPreTrainedModel):
+    """Weight initialisation and loading shared by CONCAT's models."""
+
+    config: ConcatConfig
+    config_class = ConcatConfig
+    base_model_prefix = "segmentor"
+
+    @torch.no_grad()
+    def _init_weights(self, module: nn.Module) -> None:
+        if isinstance(module, ConcatForPanopticSegmentation):
+            init.normal_(module.no_object_embedding, std=self.config.no_object_std)
+        elif isinstance(module, nn.Linear):
+            init.xavier_uniform_(module.weight)
+            if module.bias is not None:
+                init.zeros_(module.bias)
+
+
+class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
+    """Mask transformer, semantic projector, cosine classifier and text tower (arXiv:2402.13697, Sec. 3).
+
+    Labels are inputs, as token ids or as embeddings; no class is stored. CLIP's vision tower is a teacher of
+    training only and no part of the model.
+    """
+
+    def __init__(self, config: ConcatConfig) -> None:
+        super().__init__(config)
+        if config.text_pooling not in TEXT_POOLING:
+            raise ValueError(f"text_pooling must be one of {TEXT_POOLING}, got {config.text_pooling!r}")
+        segmentor_config = config.segmentor_config
+        self.segmentor = Mask2FormerModel(segmentor_config)
+        self.semantic_projector = _build_projector(
+            segmentor_config.hidden_dim, config.projection_dim, config.projector_layers
+        )
+        self.no_object_embedding = nn.Parameter(torch.empty(config.projection_dim))
+        self.text_model: Any = None if config.text_config is None else build_text_tower(config.text_config)
+        self.criterion = SetCriterion(
+            class_weight=segmentor_config.class_weight,
+            mask_weight=segmentor_config.mask_weight,
+            dice_weight=segmentor_config.dice_weight,
+            no_object_weight=segmentor_config.no_object_weight,
+            num_points=segmentor_config.train_num_points,
+            oversample_ratio=segmentor_config.oversample_ratio,
+            importance_sample_ratio=segmentor_config.importance_sample_ratio,
+        )
+        self.text_bank = TextEmbeddingBank()
+        self.post_init()
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        pixel_mask: Tensor | None = None,
+        text_embeds: Tensor | None = None,
+        text_label_ids: Tensor | None = None,
+        input_ids: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        mask_labels: Sequence[Tensor] | None = None,
+        class_labels: Sequence[Tensor] | None = None,
+        label_mask: Tensor | None = None,
+    ) -> ZeroShotSegmentationOutput:
+        """Segment a batch by words.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised.
+            pixel_mask: (B, H, W), 1 on picture and 0 on padding at the bottom and right.
+            text_embeds: (T, D) embeddings of the texts; or give ``input_ids``.
+            text_label_ids: (T,) label of each text, for labels with synonyms; None when text i is label i.
+            input_ids: (T, P, L) token ids, P prompts per text.
+            attention_mask: (T, P, L).
+            mask_labels: with ``class_labels``, for the loss: per image (n, H, W) binary masks.
+            class_labels: per image (n,) label ids.
+            label_mask: (B, H, W), true where ground truth is known; elsewhere nothing is learned about masks.
+
+        Returns:
+            Logits, embeddings and, with labels, the loss over all decoder layers.
+
+        Raises:
+            ValueError: if neither texts nor embeddings are given, or shapes do not fit.
+        """
+        text_embeds = self._resolve_text_embeds(text_embeds, input_ids, attention_mask)
+        features = compute_mask_transformer_features(self.segmentor, pixel_values)
+        semantic_embeds = self.semantic_projector(features.query_embeds[-1])
+        class_logits = self.compute_class_logits(semantic_embeds, text_embeds, text_label_ids)
+
+        loss, losses = None, None
+        if mask_labels is not None and class_labels is not None:
+            earlier_logits = [
+                self.compute_class_logits(self.semantic_projector(queries), text_embeds, text_label_ids)
+                for queries in features.query_embeds[:-1]
+            ]
+            criterion = self.criterion(
+                [*earlier_logits, class_logits], features.mask_logits, mask_labels, class_labels, label_mask
+            )
+            loss, losses = criterion.loss, criterion.losses
+
+        return ZeroShotSegmentationOutput(
+            loss=loss,
+            class_queries_logits=class_logits,
+            masks_queries_logits=features.mask_logits[-1],
+            query_embeds=features.query_embeds[-1],
+            semantic_embeds=semantic_embeds,
+            pixel_embeds=features.pixel_embeds,
+            valid_fractions=compute_valid_fractions(pixel_values, pixel_mask),
+            losses=losses,
+        )
+
+    def compute_class_logits(
+        self, semantic_embeds: Tensor, text_embeds: Tensor, text_label_ids: Tensor | None = None
+    ) -> Tensor:
+        """γ · cos(s, [t, ∅]): (B, Q, D) semantic queries → (B, Q, K + 1) float32 logits."""
+        return compute_cosine_class_logits(
+            semantic_embeds,
+            text_embeds,
+            logit_scale=self.config.logit_scale,
+            text_label_ids=text_label_ids,
+            no_object_embedding=self.no_object_embedding,
+        )
+
+    def compute_dense_logits(
+        self, pixel_values: Tensor, text_embeds: Tensor, text_label_ids: Tensor | None = None
+    ) -> Tensor:
+        """Name every pixel by itself: (B, K, h, w) float32 logits without no-object.
+
+        γ · cos(P(pixel embedding), t). Training warms the backbone, the pixel decoder and the projector P up
+        with it before the queries; prediction does not use it.
+        """
+        features = self.segmentor.pixel_level_module(pixel_values)
+        semantic_embeds = self.semantic_projector(features.decoder_last_hidden_state.permute(0, 2, 3, 1))
+        logits = compute_cosine_class_logits(
+            semantic_embeds, text_embeds, logit_scale=self.config.logit_scale, text_label_ids=text_label_ids
+        )
+        return logits.permute(0, 3, 1, 2)
+
+    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
+        """Embed texts under their prompts; a second call with the same ids runs no text tower.
+
+        Args:
+            input_ids: (T, P, L) token ids, P prompts per text.
+            attention_mask: (T, P, L); None when nothing is padded.
+
+        Returns:
+            (T, D) float32, unit norm, without gradients.
+
+        Raises:
+            ValueError: if the checkpoint holds no text tower, or ``input_ids`` is not three-dimensional.
+        """
+        if self.text_model is None:
+            raise ValueError(
+                "this checkpoint holds no text tower, only precomputed text embeddings: pass text_embeds, as "
+                "its "
+                "processor does for candidate_labels"
+            )
+        if input_ids.ndim != 3:
+            raise ValueError(
+                f"input_ids must be (texts, prompts, tokens), got {tuple(input_ids.shape)}: use the "
+                "processor, or add "
+                "a dimension for a single prompt"
+            )
+        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
+        return self.text_bank.encode(self.text_model, input_ids, mask, self.config.text_pooling)
+
+    def _resolve_text_embeds(
+        self, text_embeds: Tensor | None, input_ids: Any, attention_mask: Tensor | None
+    ) -> Tensor:
+        if (text_embeds is None) == (input_ids is None):
+            given = "neither" if text_embeds is None else "both"
+            raise ValueError(
+                f"pass either input_ids or text_embeds, got {given}: call the processor with "
+                "candidate_labels=[…]"
+            )
+        return self.encode_text(input_ids, attention_mask) if text_embeds is None else text_embeds
+
+    @classmethod
+    def from_mask2former(cls, checkpoint: str, *, clip: str, **config_kwargs: Any) -> Self:
+        """Start from a Mask2Former and a text tower, each on the Hub or on disk.
+
+        Segmentor and text tower come with their weights; the semantic projector and the no-object embedding
+        are new and need training. Pair it with :meth:`ConcatProcessor.from_mask2former`.
+
+        Args:
+            checkpoint: any Mask2Former checkpoint.
+            clip: a CLIP checkpoint, or any text encoder ``AutoModel`` loads.
+            config_kwargs: further fields of :class:`ConcatConfig`, such as ``projector_layers``.
+
+        Raises:
+            OSError: if a checkpoint is not found.
+        """
+        segmentor = Mask2FormerModel.from_pretrained(checkpoint)
+        text_tower = load_text_tower(clip)
+        config = ConcatConfig(
+            segmentor_config=MaskTransformerConfig(**segmentor.config.to_dict()),
+            text_config=text_tower.config,
+            text_pooling=infer_text_pooling(text_tower.config),
+            projection_dim=getattr(text_tower.config, "projection_dim", text_tower.config.hidden_size),
+            **config_kwargs,
+        )
+        model = cls(config)
+        model.segmentor.load_state_dict(segmentor.state_dict())
+        model.text_model.load_state_dict(text_tower.state_dict())
+        return model
+
+
+def load_text_tower(name_or_path: str) -> Any:
+    """The pretrained text tower of a CLIP checkpoint (with its projection), or any text encoder."""
+    if AutoConfig.from_pretrained(name_or_path).model_type in ("clip", "clip_text_model"):
+        return CLIPTextModelWithProjection.from_pretrained(name_or_path)
+    return AutoModel.from_pretrained(name_or_path)
+
+
+def _build_projector(hidden_dim: int, projection_dim: int, num_layers: int) -> nn.Module:
+    if num_layers < 1:
+        raise ValueError(f"projector_layers must be 1 or more, got {num_layers}")
+    layers: list[nn.Module] = []
+    for _ in range(num_layers - 1):
+        layers += [nn.Linear(hidden_dim, hidden_dim), nn.ReLU()]
+    return nn.Sequential(*layers, nn.Linear(hidden_dim, projection_dim))

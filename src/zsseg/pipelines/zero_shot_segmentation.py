@@ -1,0 +1,238 @@
+"""What both tasks share: reading pictures, encoding labels once, batching, reporting unreadable pictures."""
+
+import os
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+from transformers.pipelines.base import Pipeline
+from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
+from transformers.utils import ModelOutput, logging
+
+from zsseg.image_loading import ImageLoadError, load_image
+from zsseg.structures import PanopticSegmentation
+from zsseg.vocabulary import Vocabulary
+
+logger = logging.get_logger(__name__)
+
+PROGRESS_FROM = 10
+"""Lists of at least this many pictures show a progress bar on a terminal."""
+
+
+@dataclass(frozen=True)
+class UnreadablePicture:
+    """Stands in for a picture that could not be read until its result is due."""
+
+    error: ImageLoadError
+
+
+class ZeroShotSegmentationPipeline(Pipeline):
+    """Base of the zero-shot segmentation tasks; a task says how logits become its result."""
+
+    _load_processor = True
+    _load_image_processor = False
+    _load_tokenizer = False
+    _load_feature_extractor = False
+
+    def __call__(
+        self, image: Any = None, candidate_labels: Sequence[str] | None = None, **kwargs: Any
+    ) -> Any:
+        """Segment pictures by words.
+
+        Args:
+            image: a path, URL, PIL image or array; a list, generator or data set of them (or of mappings
+                with the key ``"image"``).
+            candidate_labels: the labels; ``"car|automobile"`` is one label with a synonym.
+            kwargs: ``stuff_labels``: those of the labels that are stuff; ``prompt_templates``; ``timeout`` in
+                seconds for URLs; ``threshold``, ``mask_threshold``, ``overlap_mask_area_threshold``;
+                ``batch_size``; ``num_workers``; ``on_error``: ``"raise"`` (default for one picture) or
+                ``"report"`` (default for many: the result of an unreadable picture is ``{"error":
+                message}``, and the others are done).
+
+        Returns:
+            One result for one picture, a list for a list, an iterator for a generator or data set.
+
+        Raises:
+            ValueError: for labels or options that do not fit, or an unreadable picture under ``"raise"``.
+        """
+        image = kwargs.pop("images", image) if image is None else image
+        if image is None:
+            raise ValueError("pass a picture: a path, URL, PIL image or array, or a list of them")
+        if candidate_labels is not None:
+            kwargs["candidate_labels"] = candidate_labels
+        is_single = _is_one_picture(image)
+        kwargs.setdefault("on_error", "raise" if is_single else "report")
+        if is_single or isinstance(image, list):
+            return super().__call__(image, **kwargs)
+        if isinstance(image, tuple):
+            return super().__call__(list(image), **kwargs)
+        return super().__call__((picture for picture in image), **kwargs)
+
+    def _sanitize_parameters(
+        self,
+        candidate_labels: Sequence[str] | None = None,
+        stuff_labels: Collection[str] = (),
+        prompt_templates: Sequence[str] | None = None,
+        timeout: float | None = None,
+        on_error: str | None = None,
+        **postprocess_params: Any,
+    ) -> tuple[dict[str, Any], dict[str, Any], dict[str, Any]]:
+        if unknown := sorted(set(postprocess_params) - set(self.postprocess_options)):
+            raise TypeError(
+                f"unknown options {unknown}; this task takes candidate_labels, stuff_labels, "
+                "prompt_templates, "
+                f"timeout, on_error, batch_size, num_workers, {', '.join(self.postprocess_options)}"
+            )
+        preprocess_params: dict[str, Any] = {}
+        forward_params: dict[str, Any] = {}
+        if timeout is not None:
+            preprocess_params["timeout"] = timeout
+        if on_error is not None:
+            if on_error not in ("raise", "report"):
+                raise ValueError(f"on_error must be 'raise' or 'report', got {on_error!r}")
+            preprocess_params["on_error"] = on_error
+        if candidate_labels is None and stuff_labels:
+            raise ValueError("stuff_labels needs candidate_labels beside it")
+        if candidate_labels is not None:
+            vocabulary = Vocabulary.from_labels(candidate_labels, stuff_labels=stuff_labels)
+            forward_params = self._encode_vocabulary(vocabulary, prompt_templates)
+            postprocess_params["vocabulary"] = vocabulary
+        return preprocess_params, forward_params, postprocess_params
+
+    @property
+    @abstractmethod
+    def postprocess_options(self) -> tuple[str, ...]:
+        """Names of the task's own options."""
+
+    def _encode_vocabulary(
+        self, vocabulary: Vocabulary, prompt_templates: Sequence[str] | None
+    ) -> dict[str, Tensor]:
+        encoded = self.processor.encode_labels(vocabulary, prompt_templates=prompt_templates)
+        encoded = {name: tensor.to(self.device) for name, tensor in encoded.items()}
+        if "text_embeds" not in encoded:
+            encoded["text_embeds"] = self.model.encode_text(
+                encoded.pop("input_ids"), encoded.pop("attention_mask")
+            )
+        return encoded
+
+    def preprocess(
+        self, image: Any, timeout: float = 30.0, on_error: str = "raise"
+    ) -> dict[str, Any] | UnreadablePicture:
+        """Read one picture and prepare its tensors."""
+        source = image["image"] if isinstance(image, Mapping) else image
+        try:
+            picture = load_image(source, timeout=timeout)
+        except ImageLoadError as error:
+            if on_error == "raise":
+                raise
+            logger.warning(f"skipped: {error}")
+            return UnreadablePicture(error)
+        inputs = self.processor.image_processor([picture], return_tensors="pt")
+        return {
+            "pixel_values": inputs["pixel_values"],
+            "pixel_mask": inputs["pixel_mask"],
+            "target_size": (picture.height, picture.width),
+        }
+
+    def _forward(
+        self, model_inputs: list[dict[str, Any]], text_embeds: Tensor | None = None, **text_inputs: Tensor
+    ) -> list[ModelOutput]:
+        if text_embeds is None:
+            raise ValueError("candidate_labels are missing: pass them to the pipeline or to the call")
+        # Padding to the largest picture of a batch would change the results of the smaller ones, since the
+        # segmentor attends to padding; only pictures of equal size share a forward pass.
+        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
+        for index, inputs in enumerate(model_inputs):
+            groups[tuple(inputs["pixel_values"].shape)].append(index)
+        results: dict[int, ModelOutput] = {}
+        for indices in groups.values():
+            outputs = self.model(
+                pixel_values=torch.cat([model_inputs[i]["pixel_values"] for i in indices]).to(
+                    self.model.dtype
+                ),
+                pixel_mask=torch.cat([model_inputs[i]["pixel_mask"] for i in indices]),
+                text_embeds=text_embeds,
+                **text_inputs,
+            )
+            for row, index in enumerate(indices):
+                results[index] = ModelOutput(
+                    class_queries_logits=outputs.class_queries_logits[row : row + 1],
+                    masks_queries_logits=outputs.masks_queries_logits[row : row + 1],
+                    valid_fractions=outputs.valid_fractions[row : row + 1],
+                    target_size=model_inputs[index]["target_size"],
+                )
+        return [results[index] for index in range(len(model_inputs))]
+
+    def run_single(
+        self,
+        inputs: Any,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Any:
+        """One picture is a list of one."""
+        return next(self.get_iterator([inputs], 0, 1, preprocess_params, forward_params, postprocess_params))
+
+    def get_iterator(
+        self,
+        inputs: Iterable[Any],
+        num_workers: int,
+        batch_size: int,
+        preprocess_params: dict[str, Any],
+        forward_params: dict[str, Any],
+        postprocess_params: dict[str, Any],
+    ) -> Iterator[Any]:
+        """Results in the order of the pictures, made as they are asked for."""
+        if isinstance(inputs, Sized):
+            dataset = PipelineDataset(inputs, self.preprocess, preprocess_params)
+        else:
+            dataset = PipelineIterator(inputs, self.preprocess, preprocess_params)
+            num_workers = min(num_workers, 1)
+        loader = DataLoader(dataset, batch_size=batch_size, num_workers=num_workers, collate_fn=list)
+        total = len(inputs) if isinstance(inputs, Sized) else None
+        is_long = total is not None and total >= PROGRESS_FROM
+        with tqdm(total=total, unit="picture", disable=None if is_long else True) as progress:
+            for batch in loader:
+                readable = [item for item in batch if not isinstance(item, UnreadablePicture)]
+                outputs = iter(self.forward(readable, **forward_params) if readable else [])
+                for item in batch:
+                    progress.update()
+                    if isinstance(item, UnreadablePicture):
+                        yield {"error": str(item.error)}
+                    else:
+                        yield self.postprocess(next(outputs), **postprocess_params)
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
+        """Write model and processor; :func:`transformers.pipeline` reads the folder back."""
+        self.model.save_pretrained(save_directory, **kwargs)
+        self.processor.save_pretrained(save_directory)
+
+
+def build_records(segmentation: PanopticSegmentation, vocabulary: Vocabulary) -> list[dict[str, Any]]:
+    """The result of one picture: a dictionary per segment, with its mask as an L image of 0 and 255."""
+    return [
+        {
+            "id": segment.id,
+            "label": vocabulary[segment.label_id].name,
+            "score": segment.score,
+            "isthing": segment.isthing,
+            "mask": Image.fromarray(segmentation.mask(segment.id)).convert("L"),
+            "area": segment.area,
+            "bbox": list(segment.bbox),
+        }
+        for segment in segmentation.segments
+    ]
+
+
+def _is_one_picture(image: Any) -> bool:
+    if isinstance(image, (str, bytes, os.PathLike, Image.Image, Mapping)):
+        return True
+    # Arrays and tensors can be iterated, but are one picture.
+    return hasattr(image, "ndim") or not (isinstance(image, Iterable) or hasattr(image, "__getitem__"))
