@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from zsseg._version import __version__
-from zsseg.registration import register, register_when_transformers_is_imported
+from zsseg.registration import register, register_on_first_use
 
 if TYPE_CHECKING:
     from zsseg.image_loading import load_image
@@ -61,4 +61,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-register_when_transformers_is_imported()
+register_on_first_use()

@@ -1,16 +1,15 @@
-"""Tells transformers about the families, when transformers is there and not before.
+"""Tells transformers about the families, when somebody uses transformers and not before.
 
-``import zsseg`` must stay quick, and most of transformers' Auto classes cost seconds to import. So importing
-zsseg only leaves a note in the import system: once ``transformers.models.auto.modeling_auto`` (or
-``transformers.pipelines``) has been imported, by whomever, the families join its tables. :func:`register`
-does it at once.
+``import zsseg`` must stay quick, and transformers' Auto classes take seconds to import. So importing zsseg only
+watches the module ``transformers``: the first time anybody takes an Auto class or ``pipeline`` from it, the families
+join its tables. :func:`register` does it at once.
 """
 
 import importlib
 import importlib.abc
 import importlib.util
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec
 from types import ModuleType
@@ -97,47 +96,71 @@ def register_pipelines() -> None:
             )
 
 
-WAITING: dict[str, Callable[[], None]] = {
-    "transformers.models.auto.modeling_auto": register_auto_classes,
-    "transformers.pipelines": register_pipelines,
-}
+def register_on_first_use() -> None:
+    """Have :func:`register` run when somebody first asks ``transformers`` for an Auto class or ``pipeline``."""
+    if "transformers" in sys.modules:
+        _watch(sys.modules["transformers"])
+    elif not any(isinstance(finder, _TransformersFinder) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _TransformersFinder())
 
 
-def register_when_transformers_is_imported() -> None:
-    """Have each half of :func:`register` run as soon as the module it needs has been imported."""
-    for module, register_half in WAITING.items():
-        if module in sys.modules:
-            register_half()
-    if not any(isinstance(finder, _AfterImport) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _AfterImport())
+def _watch(transformers: ModuleType) -> None:
+    """Give the transformers module a class that registers the families on the first access that needs them."""
+    lazy_module: Any = type(transformers)
+    if lazy_module.__name__ == "_WatchedModule":
+        return
+    if any(name == "pipeline" or name.startswith("Auto") for name in vars(transformers)):
+        # Somebody holds an Auto class already, so nothing more will be asked for.
+        register()
+        return
+
+    class _WatchedModule(lazy_module):
+        def __getattr__(self, name: str) -> Any:
+            value = lazy_module.__getattr__(self, name)
+            if name == "pipeline" or name.startswith("Auto"):
+                if _is_any_own_module_half_imported():
+                    # It asks for itself; forget the cached value so that the next one who asks passes here too.
+                    vars(self).pop(name, None)
+                else:
+                    self.__class__ = lazy_module
+                    register()
+            return value
+
+    transformers.__class__ = _WatchedModule
 
 
-class _AfterImport(importlib.abc.MetaPathFinder):
-    """Finds the awaited modules as the other finders do, and has the registration run after them."""
+def _is_any_own_module_half_imported() -> bool:
+    return any(
+        name.startswith("zsseg.") and getattr(module.__spec__, "_initializing", False)
+        for name, module in list(sys.modules.items())
+    )
+
+
+class _TransformersFinder(importlib.abc.MetaPathFinder):
+    """Finds ``transformers`` as the other finders do, and has it watched once it is imported."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname not in WAITING:
+        if fullname != "transformers":
             return None
-        for finder in sys.meta_path:
-            if finder is not self and (spec := finder.find_spec(fullname, path, target)) is not None:
-                if spec.loader is not None:
-                    spec.loader = _RegisteringLoader(spec.loader, WAITING[fullname])
-                return spec
-        return None
+        sys.meta_path.remove(self)
+        spec = importlib.util.find_spec(fullname)
+        if spec is not None and spec.loader is not None:
+            spec.loader = _WatchingLoader(spec.loader)
+        return spec
 
 
-class _RegisteringLoader(importlib.abc.Loader):
-    def __init__(self, loader: Any, register_half: Callable[[], None]) -> None:
+class _WatchingLoader(importlib.abc.Loader):
+    def __init__(self, loader: Any) -> None:
         self._loader = loader
-        self._register_half = register_half
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        # What transformers sees of its module afterwards is its own loader, as without us.
+        # What transformers sees of itself is its own loader, as without us.
         module.__spec__.loader = module.__loader__ = self._loader  # type: ignore[union-attr]
         self._loader.exec_module(module)
-        self._register_half()
+        # It has put a lazy module in its own place.
+        _watch(sys.modules["transformers"])
