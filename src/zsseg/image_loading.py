@@ -124,13 +124,12 @@ def _from_data_uri(uri: str, max_pixels: int | None) -> Image.Image:
 def _download(url: str, timeout: float) -> bytes:
     name = _shown(url)
     request = urllib.request.Request(url, headers={"User-Agent": f"zsseg/{__version__}"})
-    chunks: list[bytes] = []
+    data = bytearray()
     try:
         with urllib.request.urlopen(request, timeout=timeout) as response:
-            while chunk := response.read(_DOWNLOAD_CHUNK_BYTES):
-                chunks.append(chunk)
-                if sum(map(len, chunks)) > MAX_DOWNLOAD_BYTES:
-                    break
+            announced = int(response.headers.get("Content-Length", 0))
+            while len(data) <= MAX_DOWNLOAD_BYTES and (chunk := response.read(_DOWNLOAD_CHUNK_BYTES)):
+                data += chunk
     except urllib.error.HTTPError as error:
         raise ImageLoadError(name, f"the server answered {error.code} {error.reason}") from error
     except (OSError, ValueError, http.client.HTTPException) as error:
@@ -138,12 +137,15 @@ def _download(url: str, timeout: float) -> bytes:
         raise ImageLoadError(
             name, f"it cannot be reached ({reason}); check the address, or download it and pass the file"
         ) from error
-    data = b"".join(chunks)
     if len(data) > MAX_DOWNLOAD_BYTES:
         raise ImageLoadError(
             name, f"it is larger than {MAX_DOWNLOAD_BYTES:,} bytes; download it and pass the file"
         )
-    return data
+    if len(data) < announced:
+        raise ImageLoadError(
+            name, f"the connection ended after {len(data)} of {announced} bytes; load it again"
+        )
+    return bytes(data)
 
 
 def _from_bytes(data: bytes, name: str, max_pixels: int | None) -> Image.Image:
