@@ -8,7 +8,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from zsseg._version import __version__
-from zsseg.registration import register, register_on_first_use
+from zsseg.registration import register, register_after_import
 
 if TYPE_CHECKING:
     from zsseg.image_loading import load_image
@@ -61,4 +61,4 @@ def __dir__() -> list[str]:
     return sorted(__all__)
 
 
-register_on_first_use()
+register_after_import()

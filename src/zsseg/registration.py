@@ -1,17 +1,16 @@
 """Tells transformers about the families, when somebody uses transformers and not before.
 
 ``import zsseg`` must stay quick, and transformers' Auto classes take seconds to import. So importing zsseg only
-watches the module ``transformers``: the first time anybody takes an Auto class or ``pipeline`` from it, the families
-join its tables. :func:`register` does it at once.
+watches imports: once transformers' Auto classes (or pipelines) are there, by whosever doing, the families join
+their tables. :func:`register` does it at once.
 """
 
 import importlib
 import importlib.abc
-import importlib.util
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib.machinery import ModuleSpec
+from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
 
@@ -96,71 +95,69 @@ def register_pipelines() -> None:
             )
 
 
-def register_on_first_use() -> None:
-    """Have :func:`register` run when somebody first asks ``transformers`` for an Auto class or ``pipeline``."""
-    if "transformers" in sys.modules:
-        _watch(sys.modules["transformers"])
-    elif not any(isinstance(finder, _TransformersFinder) for finder in sys.meta_path):
-        sys.meta_path.insert(0, _TransformersFinder())
+REGISTERED_AFTER: dict[str, Callable[[], None]] = {
+    "transformers.models.auto.modeling_auto": register_auto_classes,
+    "transformers.pipelines": register_pipelines,
+}
 
 
-def _watch(transformers: ModuleType) -> None:
-    """Give the transformers module a class that registers the families on the first access that needs them."""
-    lazy_module: Any = type(transformers)
-    if lazy_module.__name__ == "_WatchedModule":
-        return
-    if any(name == "pipeline" or name.startswith("Auto") for name in vars(transformers)):
-        # Somebody holds an Auto class already, so nothing more will be asked for.
-        register()
-        return
+def register_after_import() -> None:
+    """Have each half of :func:`register` run as soon as the module of transformers it fills is imported.
 
-    class _WatchedModule(lazy_module):
-        def __getattr__(self, name: str) -> Any:
-            value = lazy_module.__getattr__(self, name)
-            if name == "pipeline" or name.startswith("Auto"):
-                if _is_any_own_module_half_imported():
-                    # It asks for itself; forget the cached value so that the next one who asks passes here too.
-                    vars(self).pop(name, None)
-                else:
-                    self.__class__ = lazy_module
-                    register()
-            return value
-
-    transformers.__class__ = _WatchedModule
+    "As soon as" means: when no module of transformers or zsseg is half imported any more. Transformers imports its
+    Auto classes in the middle of nearly everything else, where importing a model would run into a circle.
+    """
+    waiting = dict(REGISTERED_AFTER)
+    _register_imported(waiting)
+    if waiting and not any(isinstance(finder, _ImportWatcher) for finder in sys.meta_path):
+        sys.meta_path.insert(0, _ImportWatcher(waiting))
 
 
-def _is_any_own_module_half_imported() -> bool:
-    return any(
-        name.startswith("zsseg.") and getattr(module.__spec__, "_initializing", False)
-        for name, module in list(sys.modules.items())
-    )
+def _register_imported(waiting: dict[str, Callable[[], None]]) -> None:
+    for module in [name for name in waiting if name in sys.modules]:
+        # Taken out first: registering imports modules, and the watcher comes by here after each.
+        waiting.pop(module)()
 
 
-class _TransformersFinder(importlib.abc.MetaPathFinder):
-    """Finds ``transformers`` as the other finders do, and has it watched once it is imported."""
+class _ImportWatcher(importlib.abc.MetaPathFinder):
+    """Finds modules of transformers and zsseg as Python does; knows when the outermost is imported."""
+
+    def __init__(self, waiting: dict[str, Callable[[], None]]) -> None:
+        self._waiting = waiting
+        self._depth = 0
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> ModuleSpec | None:
-        if fullname != "transformers":
+        if fullname.partition(".")[0] not in ("transformers", "zsseg"):
             return None
-        sys.meta_path.remove(self)
-        spec = importlib.util.find_spec(fullname)
+        spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _WatchingLoader(spec.loader)
+            spec.loader = _WatchedLoader(spec.loader, self)
         return spec
 
+    def run(self, loader: Any, module: ModuleType) -> None:
+        """Execute one module; after the outermost, register what has become possible."""
+        self._depth += 1
+        try:
+            loader.exec_module(module)
+        finally:
+            self._depth -= 1
+        if self._depth == 0:
+            _register_imported(self._waiting)
+            if not self._waiting and self in sys.meta_path:
+                sys.meta_path.remove(self)
 
-class _WatchingLoader(importlib.abc.Loader):
-    def __init__(self, loader: Any) -> None:
+
+class _WatchedLoader(importlib.abc.Loader):
+    def __init__(self, loader: Any, watcher: _ImportWatcher) -> None:
         self._loader = loader
+        self._watcher = watcher
 
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
 
     def exec_module(self, module: ModuleType) -> None:
-        # What transformers sees of itself is its own loader, as without us.
+        # The module sees its own loader, as without us.
         module.__spec__.loader = module.__loader__ = self._loader  # type: ignore[union-attr]
-        self._loader.exec_module(module)
-        # It has put a lazy module in its own place.
-        _watch(sys.modules["transformers"])
+        self._watcher.run(self._loader, module)
