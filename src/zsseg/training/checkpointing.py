@@ -9,7 +9,8 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
+from transformers.utils import logging as transformers_logging
 
 from zsseg.training.random_state import capture_rng_states, restore_rng_states
 
@@ -77,7 +79,7 @@ def claim_output_dir(output_dir: Path, *, overwrite: bool) -> None:
     if output_dir.is_dir() and any(output_dir.iterdir()):
         if not overwrite:
             raise FileExistsError(
-                f"{output_dir} is not empty: resume the run in it, allow overwriting, or choose another folder"
+                f"{output_dir} is not empty: resume its run, allow overwriting, or choose another folder"
             )
         remove_temporary(output_dir)
         for path in (
@@ -149,7 +151,8 @@ class CheckpointWriter:
     ) -> None:
         """Write what one process writes for all: everything but the random states."""
         folder = self.temporary_folder(state)
-        model.save_pretrained(folder)
+        with _without_progress_bars():
+            model.save_pretrained(folder)
         processor.save_pretrained(folder)
         trainer = folder / TRAINER_FOLDER
         torch.save(optimizer.state_dict(), trainer / "optimizer.pt")
@@ -237,7 +240,8 @@ def load_model_weights(checkpoint: Path, model: PreTrainedModel) -> None:
     Raises:
         CheckpointError: if weights are missing, left over or of another shape.
     """
-    loaded: Any = type(model).from_pretrained(checkpoint, output_loading_info=True)
+    with _without_progress_bars():
+        loaded: Any = type(model).from_pretrained(checkpoint, output_loading_info=True)
     restored, info = loaded
     problems = [
         f"{key} {sorted(map(str, info[key]))[:5]}"
@@ -263,8 +267,8 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, scaler: A
     if names_then != names_now:
         changed = {n for group in names_then for n in group} ^ {n for group in names_now for n in group}
         raise CheckpointError(
-            f"{checkpoint} trained other parameters or grouped them otherwise; trained only then or only now: "
-            f"{sorted(changed)[:5]}"
+            f"{checkpoint} trained other parameters or grouped them otherwise; trained only then or only "
+            f"now: {sorted(changed)[:5]}"
         )
     optimizer.load_state_dict(saved)
     if scaler is not None:
@@ -281,6 +285,18 @@ def remove_temporary(output_dir: Path) -> None:
     for pattern in TEMPORARY_PATTERNS:
         for path in output_dir.glob(pattern):
             _remove(path)
+
+
+@contextmanager
+def _without_progress_bars() -> Iterator[None]:
+    """Transformers draws a bar for every file it writes, across the one of the training."""
+    was_enabled = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            transformers_logging.enable_progress_bar()
 
 
 def _checkpoint_name(step: int) -> str:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import json
+import math
 import sys
 import time
 from collections.abc import Mapping
@@ -12,6 +13,7 @@ from typing import Any, Protocol, Self, TextIO
 from tqdm import tqdm
 
 Record = Mapping[str, Any]
+HIDDEN_ON_CONSOLE = frozenset({"step", "kind", "epoch"})
 
 
 class LoggingSink(Protocol):
@@ -25,7 +27,7 @@ class LoggingSink(Protocol):
 
 
 class JsonLinesSink:
-    """One JSON object per line.
+    """One JSON object per line; NaN, which JSON does not know, becomes null.
 
     Args:
         path: the file; appended to.
@@ -46,7 +48,8 @@ class JsonLinesSink:
 
     def write(self, record: Record) -> None:
         """Append one line and hand it to the operating system at once."""
-        self._file.write(json.dumps(record) + "\n")
+        finite = {name: None if _is_not_a_number(value) else value for name, value in record.items()}
+        self._file.write(json.dumps(finite, allow_nan=False) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -114,10 +117,12 @@ class ConsoleSink:
     def write(self, record: Record) -> None:
         """Print the record."""
         step = record["step"]
+        shown = {name: value for name, value in record.items() if name not in HIDDEN_ON_CONSOLE}
+        # The loss that is minimised comes first; what earlier decoder layers add is in the files only.
         numbers = [
-            f"{name} {value:.4g}"
-            for name, value in record.items()
-            if name not in ("step", "kind") and isinstance(value, int | float)
+            f"{name} {shown[name]:.4g}"
+            for name in sorted(shown, key=lambda name: name != "loss")
+            if isinstance(shown[name], int | float) and not name.startswith("auxiliary_")
         ]
         done = step - self._start_step
         seconds_left = (
@@ -202,6 +207,10 @@ def format_duration(seconds: float) -> str:
     minutes, second = divmod(round(seconds), 60)
     hour, minute = divmod(minutes, 60)
     return f"{hour}:{minute:02d}:{second:02d}"
+
+
+def _is_not_a_number(value: Any) -> bool:
+    return isinstance(value, float) and math.isnan(value)
 
 
 def _is_record_until(line: str, step: int) -> bool:

@@ -65,7 +65,7 @@ class Stage(ABC):
         """Whether this stage trains the parameter of this name."""
 
     @abstractmethod
-    def compute_loss(self, model: PreTrainedModel, batch: Batch, context: StageContext) -> dict[str, Tensor]:
+    def compute_loss(self, model: Any, batch: Batch, context: StageContext) -> dict[str, Tensor]:
         """Losses of one batch, each a scalar; "loss" is the one that is minimised, the others are logged."""
 
 

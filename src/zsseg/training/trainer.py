@@ -5,6 +5,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, TextIO
 
 import torch
@@ -43,6 +44,8 @@ from zsseg.training.optimization import (
 )
 from zsseg.training.random_state import seed_generators
 from zsseg.training.stage import Batch, Stage, StageContext, StageModule
+
+Evaluate = Callable[[PreTrainedModel], Mapping[str, float]]
 
 
 class TrainingDivergedError(RuntimeError):
@@ -84,6 +87,7 @@ class Trainer:
         processor: saved with every checkpoint.
         arguments: sizes, rates and cadence.
         evaluate: the model, in evaluation mode → numbers by name; None does not evaluate.
+        data_setup: what else must be equal when the run resumes, such as the augmentation, by name.
         stream: console output, standard error if None.
 
     Raises:
@@ -100,7 +104,8 @@ class Trainer:
         collate: Callable[[list[Any]], Batch],
         processor: Saveable,
         arguments: TrainerArguments,
-        evaluate: Callable[[PreTrainedModel], Mapping[str, Any]] | None = None,
+        evaluate: Evaluate | None = None,
+        data_setup: Mapping[str, str] = MappingProxyType({}),
         stream: TextIO | None = None,
     ) -> None:
         if arguments.evaluate_every is not None and evaluate is None:
@@ -125,7 +130,10 @@ class Trainer:
         self.context = context.to(self.accelerator.device)
         self.state = TrainerState()
         self.writer = CheckpointWriter(
-            arguments.output_dir, self._describe_setup(), context.text_embeds, arguments.keep_last_n
+            arguments.output_dir,
+            {**data_setup, **self._describe_setup()},
+            context.text_embeds,
+            arguments.keep_last_n,
         )
 
     def train(self, *, resume: bool | Path = False, overwrite: bool = False) -> TrainingResult:
@@ -234,8 +242,8 @@ class Trainer:
             num_workers=self.arguments.num_workers,
             pin_memory=self.accelerator.device.type == "cuda",
             worker_init_fn=leave_signals_to_trainer,
-            # Its own generator: otherwise the loader draws its workers' seed from the global one, once more in a
-            # resumed run than in one that was never killed.
+            # Its own generator: otherwise the loader draws its workers' seed from the global one, once more
+            # in a resumed run than in one that was never killed.
             generator=torch.Generator().manual_seed(self.arguments.seed),
         )
 
@@ -300,8 +308,8 @@ class Trainer:
             return
         shown = ", ".join(f"{name} {number:.4g}" for name, number in numbers.items())
         raise TrainingDivergedError(
-            f"training diverged in {self._describe_place()}: {shown}. Lower the learning rate, clip gradients "
-            "(max_grad_norm) or train without mixed precision, in a new folder from that checkpoint's weights"
+            f"training diverged in {self._describe_place()}: {shown}. Begin again from its weights in "
+            "a new folder, with a lower learning rate, clipped gradients or no mixed precision"
         )
 
     def _describe_place(self) -> str:
@@ -329,12 +337,12 @@ class Trainer:
             with torch.no_grad():
                 results = self.evaluate(self.model)
             self._set_training_mode()
-            if not isinstance(results.get(metric), int | float):
-                raise ValueError(
-                    f"metric_for_best is {metric!r}, but the evaluation gave no such number, only "
-                    f"{sorted(results)}"
-                )
             log.write({"kind": "evaluation", "step": self.state.step, **results})
+            if not math.isfinite(results.get(metric, math.nan)):
+                raise ValueError(
+                    f"metric_for_best is {metric!r}, but the evaluation gave no such finite number, only "
+                    f"{dict(results)}"
+                )
             value += results[metric]
         current = float(self.accelerator.reduce(value, reduction="sum"))
         if self.state.best_metric is not None and current <= self.state.best_metric:
