@@ -1,8 +1,8 @@
 """Tells transformers about the families, when somebody uses transformers and not before.
 
-``import zsseg`` must stay quick, and transformers' Auto classes take seconds to import. So importing zsseg only
-watches imports: once transformers' Auto classes (or pipelines) are there, by whosever doing, the families join
-their tables. :func:`register` does it at once.
+``import zsseg`` must stay quick, and transformers' Auto classes take seconds to import. So importing zsseg
+only watches imports: once transformers' Auto classes (or pipelines) are there, by whosever doing, the families
+join their tables. :func:`register` does it at once.
 """
 
 import importlib
@@ -104,8 +104,8 @@ REGISTERED_AFTER: dict[str, Callable[[], None]] = {
 def register_after_import() -> None:
     """Have each half of :func:`register` run as soon as the module of transformers it fills is imported.
 
-    "As soon as" means: when no module of transformers or zsseg is half imported any more. Transformers imports its
-    Auto classes in the middle of nearly everything else, where importing a model would run into a circle.
+    "As soon as" means: when no module of transformers or zsseg is half imported any more. Transformers imports
+    its Auto classes in the middle of nearly everything else, where a model's import would meet itself.
     """
     waiting = dict(REGISTERED_AFTER)
     _register_imported(waiting)
@@ -115,8 +115,10 @@ def register_after_import() -> None:
 
 def _register_imported(waiting: dict[str, Callable[[], None]]) -> None:
     for module in [name for name in waiting if name in sys.modules]:
-        # Taken out first: registering imports modules, and the watcher comes by here after each.
-        waiting.pop(module)()
+        # Taken out first, and only if still there: registering imports modules, after which this runs again.
+        register_half = waiting.pop(module, None)
+        if register_half is not None:
+            register_half()
 
 
 class _ImportWatcher(importlib.abc.MetaPathFinder):
