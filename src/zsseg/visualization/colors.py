@@ -52,7 +52,9 @@ class ColorScheme:
         lab = _palette(self._is_thing[label_id])[self._palette_index[label_id]]
         if variant == 0:
             return _to_rgb(lab)
-        family = _shades(tuple(float(value) for value in lab))
+        lightness, green_red, blue_yellow = (float(value) for value in lab)
+        # shades come in farthest point order, so a longer list only adds to a shorter one
+        family = _shades((lightness, green_red, blue_yellow), 1 << variant.bit_length())
         return _to_rgb(family[variant % len(family)])
 
 
@@ -83,7 +85,7 @@ def _separated(preferred: Sequence[int], palette: NDArray[np.float64]) -> list[i
 
 
 def _distances(colors: NDArray[np.float64], color: NDArray[np.float64]) -> NDArray[np.float64]:
-    """OKLab distances; lightness counts half, since the picture's own light and dark show through a colour."""
+    """OKLab distances; lightness counts half, since the picture's light and dark show through a colour."""
     return np.asarray(np.linalg.norm((colors - color) * (0.5, 1.0, 1.0), axis=1))
 
 
@@ -101,15 +103,15 @@ def _palette(is_thing: bool) -> NDArray[np.float64]:
 
 
 @cache
-def _shades(lab: tuple[float, float, float]) -> NDArray[np.float64]:
-    """Up to 320 OKLab shades of one hue; the first is ``lab``, early ones are far apart."""
+def _shades(lab: tuple[float, float, float], count: int) -> NDArray[np.float64]:
+    """Up to ``count`` OKLab shades of about one hue; the first is ``lab``, early ones are far apart."""
     lightness, chroma, hue = lab[0], float(np.hypot(lab[1], lab[2])), float(np.arctan2(lab[2], lab[1]))
     candidates = _grid(
-        np.clip(np.linspace(lightness - 0.17, lightness + 0.17, 9), 0.42, 0.92),
-        np.maximum(0.13, chroma * np.linspace(0.6, 1.15, 5)),
-        np.linspace(hue - 0.4, hue + 0.4, 9),
+        np.linspace(max(0.42, lightness - 0.17), min(0.92, lightness + 0.17), 13),
+        np.linspace(max(0.10, chroma * 0.6), chroma * 1.15, 9),
+        np.linspace(hue - 0.4, hue + 0.4, 13),
     )
-    return _spread(_displayable(candidates), np.asarray(lab), 320)
+    return _spread(_displayable(candidates), np.asarray(lab), count)
 
 
 def _grid(*axes: NDArray[np.float64]) -> NDArray[np.float64]:

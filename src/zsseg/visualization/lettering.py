@@ -62,7 +62,7 @@ class Lettering:
         shows a box for it.
         """
         line = " ".join(unicodedata.normalize("NFC", text).split())
-        return " ".join("".join(self._substitute(character) for character in line).split())
+        return " ".join("".join(self._substitute(character) for character in line).split()) or line
 
     def cut(self, text: str, width: int) -> str:
         """The text, or its longest beginning with "..." that fits ``width`` pixels."""

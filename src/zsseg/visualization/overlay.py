@@ -169,8 +169,6 @@ class _Renderer:
     def with_legend(self, panel: Image.Image, tags: Iterable[Tag]) -> Image.Image:
         """The panel above a legend; numbers are listed if a tag shows one."""
         entries = self._entries(has_numbers=any(tag.kind != "label" for tag in tags))
-        if not entries:
-            return panel
         width = max(panel.width, legend_min_width(self._lettering))
         strip = draw_legend(entries, width, self._lettering)
         canvas = Image.new("RGB", (width, panel.height + strip.height), BACKGROUND)

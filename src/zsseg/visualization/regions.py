@@ -32,8 +32,10 @@ class SegmentRegions:
             listed_ids: the S ids of the list, in its order.
 
         Raises:
-            ValueError: if a pixel's id is not listed or a listed segment has no pixel.
+            ValueError: if there are no pixels, a pixel's id is not listed or a listed segment has no pixel.
         """
+        if segment_ids.size == 0:
+            raise ValueError(f"a map must have at least one pixel, got shape {segment_ids.shape}")
         height, width = segment_ids.shape
         ids = segment_ids.ravel()
         is_start = np.empty(ids.size, dtype=np.bool_)
