@@ -37,15 +37,16 @@ def convert_semantic_to_panoptic(
         ValueError: if a pixel holds neither a label id nor ``ignore_index``.
     """
     known = semantic_map != ignore_index
-    segment_ids = np.where(known, semantic_map.astype(np.int64) + 1, 0)
-    if segment_ids.size and not 0 <= segment_ids.min() <= segment_ids.max() <= len(vocabulary):
-        wrong = sorted({int(v) for v in np.unique(semantic_map[known]) if not 0 <= v < len(vocabulary)})
+    label_ids = semantic_map[known]
+    if label_ids.size and not 0 <= label_ids.min() <= label_ids.max() < len(vocabulary):
+        wrong = [value for value in np.unique(label_ids).tolist() if not 0 <= value < len(vocabulary)]
         raise ValueError(
             f"a semantic map must hold label ids in [0, {len(vocabulary)}) or {ignore_index} for unknown "
             f"pixels, got also {wrong[:10]}"
         )
     labels = {label_id + 1: SegmentLabel(label_id) for label_id in range(len(vocabulary))}
-    return build_target(segment_ids.astype(np.int32), labels, vocabulary)
+    segment_ids = np.where(known, semantic_map.astype(np.int32) + 1, 0).astype(np.int32)
+    return build_target(segment_ids, labels, vocabulary)
 
 
 def convert_panoptic_to_semantic(

@@ -229,9 +229,9 @@ def _shift_hue(image: Image.Image, shift: float) -> Image.Image:
     steps = round(shift * _HUE_STEPS)
     if not steps:
         return image
-    hsv = np.array(image.convert("HSV"))
-    hsv[:, :, 0] += np.uint8(steps % _HUE_STEPS)
-    return Image.fromarray(hsv, "HSV").convert("RGB")
+    hue, saturation, value = image.convert("HSV").split()
+    hue = hue.point([(level + steps) % _HUE_STEPS for level in range(_HUE_STEPS)])
+    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
 
 
 def _check_size(size: tuple[int, int]) -> None:
@@ -263,8 +263,9 @@ def _resample(
         min((top + height) * y_scale, full_height),
     )
     image = example.image.resize((width, height), Image.Resampling.BILINEAR, box=box)
-    rows = ((np.arange(top, top + height) + 0.5) * y_scale).astype(np.int64).clip(max=full_height - 1)
-    columns = ((np.arange(left, left + width) + 0.5) * x_scale).astype(np.int64).clip(max=full_width - 1)
+    # The nearest source pixel holds the centre of the new one; in integers, so that no rounding decides.
+    rows = (2 * np.arange(top, top + height) + 1) * full_height // (2 * size[0])
+    columns = (2 * np.arange(left, left + width) + 1) * full_width // (2 * size[1])
     return _changed(example, image, example.target.segment_ids[rows[:, None], columns])
 
 
