@@ -105,6 +105,18 @@ def test_the_legend_below_lists_every_label_and_leaves_the_picture_alone():
     assert {scheme.color(i) for i in range(4)} <= shown
 
 
+@pytest.mark.parametrize(("width", "has_number"), [(300, False), (20, True)])
+def test_the_legend_explains_numbers_where_the_picture_shows_them(width, has_number):
+    ids = np.zeros((200, 300))
+    ids[:, :width] = 1
+    full = draw_panoptic(Image.new("RGB", (300, 200)), segmentation_of(ids, [1]), VOCABULARY)
+    legend = np.array(full)[200:]
+    color = ColorScheme(VOCABULARY, [1]).color(1)
+    rows, columns = np.nonzero((legend == color).all(axis=2))
+    before_the_patch = legend[rows.min() : rows.max(), : columns.min()]
+    assert bool((before_the_patch < 100).any()) == has_number
+
+
 def test_unseen_labels_are_marked_in_picture_and_legend():
     image = Image.new("RGB", (300, 200))
     segmentation = segmentation_of(np.ones((200, 300)), [2])

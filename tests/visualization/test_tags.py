@@ -64,6 +64,14 @@ def test_the_words_are_used_where_they_fit_and_the_number_where_not():
     assert (tags[2].kind, tags[2].lines) == ("marker", ("7",))
 
 
+@pytest.mark.parametrize("is_unseen", [False, True])
+def test_a_label_has_the_room_that_its_words_and_its_star_need(is_unseen):
+    [tag] = place(np.ones((60, 200), dtype=int), [text(is_unseen=is_unseen)])
+    size = tag_size(tag.lines, Lettering(tag.font_size), has_star=is_unseen)
+    assert tag.has_star == is_unseen
+    assert (tag.box[2] - tag.box[0], tag.box[3] - tag.box[1]) == size
+
+
 def test_two_words_without_a_score_break_between_them():
     index = np.zeros((60, 100), dtype=int)
     index[:, :48] = 1
