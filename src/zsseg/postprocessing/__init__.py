@@ -1,0 +1,1 @@
+"""From the logits of a picture's queries to maps and masks; every family's output goes through here."""
