@@ -101,7 +101,7 @@ class LargeScaleJitter:
 
     The picture is scaled to fit into ``scale × size``, with scale uniform in [min_scale, max_scale]. What is
     larger is cropped at a random place; what is smaller is padded at the bottom and right, with ``fill`` in
-    the picture and void in the map.
+    the picture and void in the map. Change colours before it, or the padding changes too.
 
     Attributes:
         size: (height, width) of the result in pixels.
