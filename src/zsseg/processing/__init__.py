@@ -1,0 +1,1 @@
+"""Pictures and labels in, tensors out; logits in, segments out."""
