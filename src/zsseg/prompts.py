@@ -19,8 +19,14 @@ def fill_prompts(text: str, prompt_templates: Sequence[str]) -> list[str]:
     """Put one text into every template.
 
     Raises:
+        TypeError: if a single string is given for the list.
         ValueError: if there is no template, or one has no ``{}``.
     """
+    if isinstance(prompt_templates, str):
+        raise TypeError(
+            f"prompt_templates must be a list of strings, got the string {prompt_templates!r}: "
+            f"pass [{prompt_templates!r}]"
+        )
     if not prompt_templates:
         raise ValueError(
             "at least one prompt template is needed, got none: pass ['{}'] to use labels as they are"

@@ -1,8 +1,8 @@
 """Tells transformers about the families, when somebody uses transformers and not before.
 
 ``import zsseg`` must stay quick, and transformers' Auto classes take seconds to import. So importing zsseg
-only watches imports: once transformers' Auto classes (or pipelines) are there, by whosever doing, the families
-join their tables. :func:`register` does it at once.
+only watches imports: once transformers' Auto classes (or pipelines) are there, by whosever doing, the
+families join their tables. :func:`register` does it at once.
 """
 
 import importlib
@@ -96,7 +96,8 @@ def register_pipelines() -> None:
 
 
 REGISTERED_AFTER: dict[str, Callable[[], None]] = {
-    "transformers.models.auto.modeling_auto": register_auto_classes,
+    # The module of AutoConfig; those of all other Auto classes import it first.
+    "transformers.models.auto.configuration_auto": register_auto_classes,
     "transformers.pipelines": register_pipelines,
 }
 
@@ -104,8 +105,8 @@ REGISTERED_AFTER: dict[str, Callable[[], None]] = {
 def register_after_import() -> None:
     """Have each half of :func:`register` run as soon as the module of transformers it fills is imported.
 
-    "As soon as" means: when no module of transformers or zsseg is half imported any more. Transformers imports
-    its Auto classes in the middle of nearly everything else, where a model's import would meet itself.
+    "As soon as" means: when no module of transformers or zsseg is half imported any more. Transformers
+    imports its Auto classes in the middle of nearly everything else, where a model's import would meet itself.
     """
     waiting = dict(REGISTERED_AFTER)
     _register_imported(waiting)

@@ -59,6 +59,7 @@ class PanopticSegmentation:
         segments: the segments, ids unique.
 
     Raises:
+        TypeError: if the map is no NumPy array.
         ValueError: if the map is not two-dimensional int32 or ids repeat. :meth:`check_pixels` compares
             the pixels with the list; readers of foreign files call it, the merge need not.
     """
@@ -67,6 +68,11 @@ class PanopticSegmentation:
     segments: tuple[SegmentInfo, ...]
 
     def __post_init__(self) -> None:
+        if not isinstance(self.segment_ids, np.ndarray):
+            raise TypeError(
+                f"segment_ids must be a NumPy array, got {type(self.segment_ids).__name__}: "
+                "convert it with np.asarray(…, dtype=np.int32)"
+            )
         if self.segment_ids.ndim != 2 or self.segment_ids.dtype != np.int32:
             raise ValueError(
                 "segment_ids must be an (H, W) int32 array, "
@@ -106,8 +112,14 @@ class PanopticSegmentation:
             raise ValueError(f"areas differ from the pixels counted (id, listed, counted): {wrong[:10]}")
 
     def relabel(self, labels: Iterable[str]) -> "PanopticSegmentation":
-        """The same map with each segment's text taken from ``labels`` (indexed by label_id)."""
+        """The same map with each segment's text taken from ``labels`` (indexed by label_id).
+
+        Raises:
+            ValueError: if a segment's label_id has no text.
+        """
         names = list(labels)
+        if unnamed := sorted({s.label_id for s in self.segments if s.label_id >= len(names)}):
+            raise ValueError(f"{len(names)} labels were given, but segments carry label ids {unnamed[:10]}")
         return PanopticSegmentation(
             self.segment_ids,
             tuple(replace(segment, label=names[segment.label_id]) for segment in self.segments),

@@ -91,7 +91,11 @@ class Vocabulary:
             TypeError: if a single string is given for the list.
             ValueError: if a stuff or unseen label is not among the candidates, or as for the class.
         """
-        for argument, value in (("candidate_labels", candidate_labels), ("stuff_labels", stuff_labels)):
+        for argument, value in (
+            ("candidate_labels", candidate_labels),
+            ("stuff_labels", stuff_labels),
+            ("unseen_labels", unseen_labels),
+        ):
             if isinstance(value, str):
                 raise TypeError(
                     f"{argument} must be a list of strings, got the string {value!r}: pass [{value!r}]"

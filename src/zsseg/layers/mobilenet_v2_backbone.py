@@ -4,7 +4,8 @@ Architecture: MobileNetV2 (arXiv:1801.04381). The features are those the detecti
 block before each stride.
 """
 
-from typing import ClassVar
+import os
+from typing import Any, ClassVar, Self
 
 import torch
 from transformers import MobileNetV2Config, MobileNetV2Model, MobileNetV2PreTrainedModel
@@ -39,7 +40,7 @@ class MobileNetV2Backbone(BackboneMixin, MobileNetV2PreTrainedModel):
     """MobileNetV2 (arXiv:1801.04381) returning feature maps at strides 4, 8, 16 and 32.
 
     Parameter names equal those of :class:`~transformers.MobileNetV2ForImageClassification`, so
-    ``from_pretrained`` reads its checkpoints and drops the classifier.
+    :meth:`from_image_classifier` reads its checkpoints and drops the classifier.
     """
 
     config_class = MobileNetV2BackboneConfig
@@ -56,6 +57,36 @@ class MobileNetV2Backbone(BackboneMixin, MobileNetV2PreTrainedModel):
             layers[index].reduce_1x1.convolution.out_channels for index in STAGE_LAST_LAYERS.values()
         ]
         self.post_init()
+
+    @classmethod
+    def from_image_classifier(cls, checkpoint: str | os.PathLike[str], **config_kwargs: Any) -> Self:
+        """Start from a MobileNetV2 checkpoint of transformers' own ``mobilenet_v2`` type.
+
+        ``from_pretrained`` is for checkpoints of this class; for others it would warn of their model type.
+
+        Args:
+            checkpoint: folder or Hub id, such as ``google/mobilenet_v2_1.0_224``.
+            config_kwargs: fields of :class:`MobileNetV2BackboneConfig`, such as ``out_features``.
+
+        Raises:
+            OSError: if nothing is found there.
+            ValueError: if it is another architecture, or weights are missing.
+        """
+        settings = MobileNetV2Config.get_config_dict(checkpoint)[0]
+        found = settings.pop("model_type", None)
+        if found != MobileNetV2Config.model_type:
+            raise ValueError(
+                f"{str(checkpoint)!r} is a checkpoint of model type {found!r}, expected "
+                f"{MobileNetV2Config.model_type!r}: use AutoBackbone for other backbones"
+            )
+        config = MobileNetV2BackboneConfig(**{**settings, **config_kwargs})
+        model, info = cls.from_pretrained(checkpoint, config=config, output_loading_info=True)
+        if info["missing_keys"]:
+            raise ValueError(
+                f"{str(checkpoint)!r} lacks {len(info['missing_keys'])} weights of {cls.__name__}, first "
+                f"{sorted(info['missing_keys'])[:5]}: it is truncated or of another depth; download it again"
+            )
+        return model
 
     def forward(self, pixel_values: torch.Tensor, **_: object) -> BackboneOutput:
         """Feature maps of the configured stages.

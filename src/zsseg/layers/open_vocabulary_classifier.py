@@ -15,7 +15,8 @@ def compute_cosine_class_logits(
 ) -> Tensor:
     """γ · cos(s, [t_1 … t_K, ∅]), the largest over the texts of a label (arXiv:2402.13697, Sec. 3).
 
-    Computed in float32 whatever the inputs' dtype: a scale of 100 leaves bfloat16 two significant digits.
+    Computed in float32 whatever the inputs' dtype, also under autocast: a scale of 100 leaves bfloat16 two
+    significant digits.
 
     Args:
         semantic_embeds: (..., D), any norm.
@@ -30,19 +31,20 @@ def compute_cosine_class_logits(
     Raises:
         ValueError: if the widths differ or ``text_label_ids`` does not fit.
     """
-    if text_embeds.ndim != 2 or text_embeds.shape[-1] != semantic_embeds.shape[-1]:
+    if text_embeds.ndim != 2 or not len(text_embeds) or text_embeds.shape[-1] != semantic_embeds.shape[-1]:
         raise ValueError(
-            f"text_embeds must be (texts, {semantic_embeds.shape[-1]}) to match the semantic projector, "
-            f"got {tuple(text_embeds.shape)}: use the text tower (or vectors) that the checkpoint was "
-            "trained with"
+            f"text_embeds must be (texts, {semantic_embeds.shape[-1]}), one text or more, to match the "
+            f"semantic projector, got {tuple(text_embeds.shape)}: use the text tower (or vectors) that the "
+            "checkpoint was trained with"
         )
-    semantic = F.normalize(semantic_embeds.float(), dim=-1)
-    text_logits = semantic @ F.normalize(text_embeds.float(), dim=-1).T
-    logits = text_logits if text_label_ids is None else _max_over_texts(text_logits, text_label_ids)
-    if no_object_embedding is not None:
-        no_object = semantic @ F.normalize(no_object_embedding.float(), dim=-1)
-        logits = torch.cat([logits, no_object[..., None]], dim=-1)
-    return logit_scale * logits
+    with torch.autocast(semantic_embeds.device.type, enabled=False):
+        semantic = F.normalize(semantic_embeds.float(), dim=-1)
+        text_logits = semantic @ F.normalize(text_embeds.float(), dim=-1).T
+        logits = text_logits if text_label_ids is None else _max_over_texts(text_logits, text_label_ids)
+        if no_object_embedding is not None:
+            no_object = semantic @ F.normalize(no_object_embedding.float(), dim=-1)
+            logits = torch.cat([logits, no_object[..., None]], dim=-1)
+        return logit_scale * logits
 
 
 def _max_over_texts(text_logits: Tensor, text_label_ids: Tensor) -> Tensor:
@@ -57,7 +59,7 @@ def _max_over_texts(text_logits: Tensor, text_label_ids: Tensor) -> Tensor:
         raise ValueError(f"text_label_ids must cover every label from 0 to {num_labels - 1}")
     if num_labels == len(text_label_ids):
         order = torch.argsort(text_label_ids)
-        return text_logits[..., order]
+        return text_logits[..., order.to(text_logits.device)]
     index = text_label_ids.to(text_logits.device).expand_as(text_logits)
     lowest = text_logits.new_full((*text_logits.shape[:-1], num_labels), -torch.inf)
     return lowest.scatter_reduce(-1, index, text_logits, reduce="amax")

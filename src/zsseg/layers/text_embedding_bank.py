@@ -28,6 +28,15 @@ def infer_text_pooling(text_config: PreTrainedConfig) -> str:
     return "pooler" if text_config.model_type.startswith("siglip") else "mean"
 
 
+def infer_text_width(text_config: PreTrainedConfig, pooling: str) -> int:
+    """D, the width of the vectors that a text tower gives under this pooling."""
+    if pooling == "projection":
+        return int(text_config.projection_dim)
+    if pooling == "pooler":
+        return int(getattr(text_config, "projection_size", text_config.hidden_size))
+    return int(text_config.hidden_size)
+
+
 def encode_prompts(
     text_tower: PreTrainedModel, input_ids: Tensor, attention_mask: Tensor, pooling: str
 ) -> Tensor:
@@ -44,7 +53,10 @@ def encode_prompts(
             ``"mean"`` (tokens averaged under the mask).
 
     Returns:
-        (T, D), unit norm.
+        (T, D) float32, unit norm.
+
+    Raises:
+        ValueError: if a prompt is longer than the tower's context.
     """
     texts, prompts, _ = input_ids.shape
     embeds = torch.cat(
@@ -61,12 +73,19 @@ def _iterate_chunks(input_ids: Tensor, attention_mask: Tensor) -> Iterator[tuple
     for ids, mask in zip(
         input_ids.split(ENCODE_CHUNK_SIZE), attention_mask.split(ENCODE_CHUNK_SIZE), strict=True
     ):
-        # Trimming to the chunk's longest prompt changes nothing under a mask and saves most of the work.
-        length = int(mask.sum(dim=1).max())
+        # Cutting columns that are padding in every row changes nothing under a mask and saves most of the
+        # work.
+        length = int(mask.any(dim=0).nonzero().max()) + 1
         yield ids[:, :length], mask[:, :length]
 
 
 def _encode_chunk(text_tower: PreTrainedModel, ids: Tensor, mask: Tensor, pooling: str) -> Tensor:
+    context = getattr(text_tower.config, "max_position_embeddings", None)
+    if context is not None and ids.shape[1] > context:
+        raise ValueError(
+            f"a prompt takes {ids.shape[1]} tokens, but the text tower reads {context}: shorten the label or "
+            "the prompt template"
+        )
     outputs = text_tower(input_ids=ids, attention_mask=mask)
     if pooling == "projection":
         return outputs.text_embeds
@@ -79,8 +98,9 @@ def _encode_chunk(text_tower: PreTrainedModel, ids: Tensor, mask: Tensor, poolin
 class TextEmbeddingBank:
     """Remembers the embeddings of the vocabularies used last, so that the same labels run no text tower.
 
-    An entry is found by the token ids and the state of the tower: any in-place change of a weight, another
-    dtype or another device misses.
+    An entry is found by the token ids and the state of the tower: an optimizer's step, loaded weights,
+    another dtype or another device miss. PyTorch counts no writes through ``parameter.data``: call
+    :meth:`clear` after those.
     """
 
     def __init__(self) -> None:
@@ -94,12 +114,22 @@ class TextEmbeddingBank:
         if key in self._entries:
             self._entries.move_to_end(key)
             return self._entries[key]
-        with torch.no_grad():
-            embeds = encode_prompts(text_tower, input_ids, attention_mask, pooling)
+        # What is remembered must not depend on who asks first: no autocast, and no inference mode, whose
+        # tensors could not serve in training later.
+        with (
+            torch.inference_mode(False),
+            torch.no_grad(),
+            torch.autocast(input_ids.device.type, enabled=False),
+        ):
+            embeds = encode_prompts(text_tower, input_ids.clone(), attention_mask.clone(), pooling)
         self._entries[key] = embeds
         if len(self._entries) > BANK_SIZE:
             self._entries.popitem(last=False)
         return embeds
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
 
 
 def _fingerprint(text_tower: nn.Module, input_ids: Tensor, attention_mask: Tensor) -> str:

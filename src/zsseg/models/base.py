@@ -1,13 +1,17 @@
 """What every family shares: its output and strict loading."""
 
 import os
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any, Self
 
 import torch
+from safetensors import SafetensorError
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
+
+from zsseg.processing.processing import HUB_ARGUMENTS
 
 
 @dataclass
@@ -50,6 +54,72 @@ def compute_valid_fractions(pixel_values: Tensor, pixel_mask: Tensor | None) -> 
     return torch.stack([rows, columns], dim=1)
 
 
+def load_whole(
+    model_class: Any,
+    name_or_path: str | os.PathLike[str],
+    model_types: Collection[str],
+    *,
+    unused_weights: tuple[str, ...] = (),
+) -> Any:
+    """A part's pretrained model, whose checkpoint must be of a known type and hold all weights in use.
+
+    Args:
+        model_class: class to load with.
+        name_or_path: folder or Hub id.
+        model_types: those that ``model_class`` reads.
+        unused_weights: beginnings of the names of weights that may be missing.
+
+    Raises:
+        OSError: if nothing is found there, or the file is damaged.
+        ValueError: if the model type is another, or weights are missing or of other shapes.
+    """
+    _check_model_type(name_or_path, model_types, model_class.__name__)
+    model, info = _load(model_class, name_or_path)
+    info["missing_keys"] = {key for key in info["missing_keys"] if not key.startswith(unused_weights)}
+    _check_complete(info, name_or_path, model_class.__name__)
+    return model
+
+
+def _load(model_class: Any, name_or_path: str | os.PathLike[str], *args: Any, **kwargs: Any) -> Any:
+    # A shape that differs is reported together with the rest, not as the first error met.
+    kwargs |= {"ignore_mismatched_sizes": True, "output_loading_info": True}
+    try:
+        return model_class.from_pretrained(name_or_path, *args, **kwargs)
+    except SafetensorError as error:
+        raise OSError(
+            f"the weights of {str(name_or_path)!r} cannot be read ({error}): the file is cut off or damaged; "
+            "download or convert it again"
+        ) from error
+
+
+def _check_model_type(
+    name_or_path: str | os.PathLike[str], expected: Collection[str], class_name: str, **kwargs: Any
+) -> None:
+    hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
+    found = PreTrainedConfig.get_config_dict(name_or_path, **hub_arguments)[0].get("model_type")
+    if found not in expected:
+        raise ValueError(
+            f"{str(name_or_path)!r} is a checkpoint of model type {found!r}, but {class_name} loads "
+            f"{' or '.join(map(repr, expected))}: use the class of its own family"
+        )
+
+
+def _check_complete(info: dict[str, Any], name_or_path: str | os.PathLike[str], class_name: str) -> None:
+    problems = [
+        f"{len(keys)} {what}, first {sorted(map(str, keys))[:5]}"
+        for what, keys in (
+            ("weights are missing", info["missing_keys"]),
+            ("weights have another shape", info["mismatched_keys"]),
+        )
+        if keys
+    ]
+    if problems:
+        raise ValueError(
+            f"the checkpoint {str(name_or_path)!r} does not fit {class_name}: {'; '.join(problems)}. It may "
+            "be truncated, or its config.json may not be its own; download or convert it again"
+        )
+
+
 class ZeroShotSegmentationPreTrainedModel(PreTrainedModel):
     """Loads strictly: a checkpoint either fits this family, whole and finite, or an error says why not."""
 
@@ -69,51 +139,17 @@ class ZeroShotSegmentationPreTrainedModel(PreTrainedModel):
         """
         return_loading_info = kwargs.pop("output_loading_info", False)
         if not isinstance(kwargs.get("config"), PreTrainedConfig):
-            cls._check_family(pretrained_model_name_or_path, **kwargs)
-        # A shape that differs is reported below together with the rest, not as the first error met.
-        kwargs["ignore_mismatched_sizes"] = True
-        model, info = super().from_pretrained(
-            pretrained_model_name_or_path, *model_args, output_loading_info=True, **kwargs
-        )
-        problems = [
-            f"{len(keys)} {what}, first {sorted(map(str, keys))[:5]}"
-            for what, keys in (
-                ("weights are missing", info["missing_keys"]),
-                ("weights have another shape", info["mismatched_keys"]),
-            )
-            if keys
-        ]
-        if problems:
-            raise ValueError(
-                f"the checkpoint {str(pretrained_model_name_or_path)!r} does not fit {cls.__name__}: "
-                f"{'; '.join(problems)}. It may be truncated, or its config.json may not be its own; "
-                "download or "
-                "convert it again"
-            )
+            expected = (cls.config_class.model_type,)
+            _check_model_type(pretrained_model_name_or_path, expected, cls.__name__, **kwargs)
+        model, info = _load(super(), pretrained_model_name_or_path, *model_args, **kwargs)
+        _check_complete(info, pretrained_model_name_or_path, cls.__name__)
         model._check_finite(str(pretrained_model_name_or_path))
         return (model, info) if return_loading_info else model  # type: ignore[return-value]
-
-    @classmethod
-    def _check_family(cls, pretrained_model_name_or_path: str | os.PathLike[str], **kwargs: Any) -> None:
-        hub_arguments = {
-            name: kwargs[name]
-            for name in ("cache_dir", "force_download", "local_files_only", "revision", "subfolder", "token")
-            if name in kwargs
-        }
-        config, _ = PreTrainedConfig.get_config_dict(pretrained_model_name_or_path, **hub_arguments)
-        expected = cls.config_class.model_type
-        if config.get("model_type") != expected:
-            raise ValueError(
-                f"{str(pretrained_model_name_or_path)!r} is a checkpoint of model type "
-                f"{config.get('model_type')!r}, "
-                f"but {cls.__name__} loads {expected!r}: use the class of its own family"
-            )
 
     def _check_finite(self, source: str) -> None:
         for name, tensor in self.state_dict().items():
             if tensor.is_floating_point() and not tensor.is_meta and not bool(torch.isfinite(tensor).all()):
                 raise ValueError(
                     f"the checkpoint {source!r} holds NaN or infinite values in {name!r}: its training "
-                    "diverged or "
-                    "the file is damaged; use an earlier checkpoint"
+                    "diverged or the file is damaged; use an earlier checkpoint"
                 )

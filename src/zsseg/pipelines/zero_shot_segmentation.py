@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 from transformers.pipelines.base import Pipeline
 from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
@@ -30,7 +30,20 @@ PROGRESS_FROM = 10
 class UnreadablePicture:
     """Stands in for a picture that could not be read until its result is due."""
 
-    error: ImageLoadError
+    error: Exception
+
+
+class _IndexedPictures(Dataset[Any]):
+    """A data set of any library as one of PyTorch's, which is what transformers streams."""
+
+    def __init__(self, pictures: Any) -> None:
+        self._pictures = pictures
+
+    def __len__(self) -> int:
+        return len(self._pictures)
+
+    def __getitem__(self, index: int) -> Any:
+        return self._pictures[index]
 
 
 class ZeroShotSegmentationPipeline(Pipeline):
@@ -62,17 +75,21 @@ class ZeroShotSegmentationPipeline(Pipeline):
         Raises:
             ValueError: for labels or options that do not fit, or an unreadable picture under ``"raise"``.
         """
-        image = kwargs.pop("images", image) if image is None else image
         if image is None:
             raise ValueError("pass a picture: a path, URL, PIL image or array, or a list of them")
         if candidate_labels is not None:
             kwargs["candidate_labels"] = candidate_labels
+        elif "text_embeds" not in self._forward_params:
+            raise ValueError("candidate_labels are missing: pass them to the pipeline or to the call")
         is_single = _is_one_picture(image)
-        kwargs.setdefault("on_error", "raise" if is_single else "report")
-        if is_single or isinstance(image, list):
+        if "on_error" not in self._preprocess_params:
+            kwargs.setdefault("on_error", "raise" if is_single else "report")
+        if is_single:
             return super().__call__(image, **kwargs)
-        if isinstance(image, tuple):
-            return super().__call__(list(image), **kwargs)
+        if isinstance(image, (list, tuple)):
+            return super().__call__(list(image), **kwargs) if image else []
+        if isinstance(image, Sized) and hasattr(image, "__getitem__"):
+            return super().__call__(_IndexedPictures(image), **kwargs)
         return super().__call__((picture for picture in image), **kwargs)
 
     def _sanitize_parameters(
@@ -87,8 +104,8 @@ class ZeroShotSegmentationPipeline(Pipeline):
         if unknown := sorted(set(postprocess_params) - set(self.postprocess_options)):
             raise TypeError(
                 f"unknown options {unknown}; this task takes candidate_labels, stuff_labels, "
-                "prompt_templates, "
-                f"timeout, on_error, batch_size, num_workers, {', '.join(self.postprocess_options)}"
+                "prompt_templates, timeout, on_error, batch_size, num_workers, "
+                f"{', '.join(self.postprocess_options)}"
             )
         preprocess_params: dict[str, Any] = {}
         forward_params: dict[str, Any] = {}
@@ -98,8 +115,9 @@ class ZeroShotSegmentationPipeline(Pipeline):
             if on_error not in ("raise", "report"):
                 raise ValueError(f"on_error must be 'raise' or 'report', got {on_error!r}")
             preprocess_params["on_error"] = on_error
-        if candidate_labels is None and stuff_labels:
-            raise ValueError("stuff_labels needs candidate_labels beside it")
+        if candidate_labels is None and (stuff_labels or prompt_templates is not None):
+            needing = "stuff_labels" if stuff_labels else "prompt_templates"
+            raise ValueError(f"{needing} needs candidate_labels beside it")
         if candidate_labels is not None:
             vocabulary = Vocabulary.from_labels(candidate_labels, stuff_labels=stuff_labels)
             forward_params = self._encode_vocabulary(vocabulary, prompt_templates)
@@ -126,10 +144,9 @@ class ZeroShotSegmentationPipeline(Pipeline):
         self, image: Any, timeout: float = 30.0, on_error: str = "raise"
     ) -> dict[str, Any] | UnreadablePicture:
         """Read one picture and prepare its tensors."""
-        source = image["image"] if isinstance(image, Mapping) else image
         try:
-            picture = load_image(source, timeout=timeout)
-        except ImageLoadError as error:
+            picture = load_image(_find_source(image), timeout=timeout)
+        except (ImageLoadError, TypeError) as error:
             if on_error == "raise":
                 raise
             logger.warning(f"skipped: {error}")
@@ -142,10 +159,8 @@ class ZeroShotSegmentationPipeline(Pipeline):
         }
 
     def _forward(
-        self, model_inputs: list[dict[str, Any]], text_embeds: Tensor | None = None, **text_inputs: Tensor
+        self, model_inputs: list[dict[str, Any]], text_embeds: Tensor, **text_inputs: Tensor
     ) -> list[ModelOutput]:
-        if text_embeds is None:
-            raise ValueError("candidate_labels are missing: pass them to the pipeline or to the call")
         # Padding to the largest picture of a batch would change the results of the smaller ones, since the
         # segmentor attends to padding; only pictures of equal size share a forward pass.
         groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
@@ -210,7 +225,12 @@ class ZeroShotSegmentationPipeline(Pipeline):
                         yield self.postprocess(next(outputs), **postprocess_params)
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
-        """Write model and processor; :func:`transformers.pipeline` reads the folder back."""
+        """Write model and processor; :func:`transformers.pipeline` reads the folder back.
+
+        Args:
+            save_directory: folder, made if it is missing.
+            kwargs: options of the model's ``save_pretrained``, such as ``max_shard_size``.
+        """
         self.model.save_pretrained(save_directory, **kwargs)
         self.processor.save_pretrained(save_directory)
 
@@ -229,6 +249,17 @@ def build_records(segmentation: PanopticSegmentation, vocabulary: Vocabulary) ->
         }
         for segment in segmentation.segments
     ]
+
+
+def _find_source(image: Any) -> Any:
+    """The picture itself, also where a data set wraps it in a mapping."""
+    if not isinstance(image, Mapping):
+        return image
+    if "image" not in image:
+        raise TypeError(
+            f"a mapping must hold the picture under the key 'image', got the keys {list(image)[:10]}"
+        )
+    return image["image"]
 
 
 def _is_one_picture(image: Any) -> bool:

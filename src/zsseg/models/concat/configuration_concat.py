@@ -41,3 +41,11 @@ class ConcatConfig(PreTrainedConfig):
     projector_layers: int = 1
     logit_scale: float | int = 100.0
     no_object_std: float = 0.02
+
+    def __post_init__(self, **kwargs: Any) -> None:
+        super().__post_init__(**kwargs)
+        # A part loaded by itself brings its own dtype, and a part that keeps it does not follow the model to
+        # another.
+        for part in (self.segmentor_config, self.segmentor_config.backbone_config, self.text_config):
+            if part is not None:
+                part.dtype = None

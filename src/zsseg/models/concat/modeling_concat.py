@@ -5,22 +5,32 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModel, CLIPTextModelWithProjection, Mask2FormerModel
+from transformers import (
+    AutoConfig,
+    AutoModel,
+    CLIPTextModelWithProjection,
+    Mask2FormerForUniversalSegmentation,
+    Mask2FormerModel,
+    PreTrainedConfig,
+    SiglipTextModel,
+)
 from transformers import initialization as init
 
-from zsseg.layers.mask_transformer import MaskTransformerConfig, compute_mask_transformer_features
+from zsseg.layers.mask_transformer import compute_mask_transformer_features
 from zsseg.layers.open_vocabulary_classifier import compute_cosine_class_logits
 from zsseg.layers.text_embedding_bank import (
     TEXT_POOLING,
     TextEmbeddingBank,
     build_text_tower,
     infer_text_pooling,
+    infer_text_width,
 )
 from zsseg.losses.set_criterion import SetCriterion
 from zsseg.models.base import (
     ZeroShotSegmentationOutput,
     ZeroShotSegmentationPreTrainedModel,
     compute_valid_fractions,
+    load_whole,
 )
 from zsseg.models.concat.configuration_concat import ConcatConfig
 
@@ -46,7 +56,8 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
     """Mask transformer, semantic projector, cosine classifier and text tower (arXiv:2402.13697, Sec. 3).
 
     Labels are inputs, as token ids or as embeddings; no class is stored. CLIP's vision tower is a teacher of
-    training only and no part of the model.
+    training only and no part of the model. The text tower is frozen: it takes no gradients and never drops
+    out.
     """
 
     def __init__(self, config: ConcatConfig) -> None:
@@ -59,7 +70,15 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
             segmentor_config.hidden_dim, config.projection_dim, config.projector_layers
         )
         self.no_object_embedding = nn.Parameter(torch.empty(config.projection_dim))
-        self.text_model: Any = None if config.text_config is None else build_text_tower(config.text_config)
+        self.text_model: Any = None
+        if config.text_config is not None:
+            width = infer_text_width(config.text_config, config.text_pooling)
+            if width != config.projection_dim:
+                raise ValueError(
+                    f"the text tower gives vectors of {width} numbers under text_pooling="
+                    f"{config.text_pooling!r}, but projection_dim is {config.projection_dim}: make them equal"
+                )
+            self.text_model = build_text_tower(config.text_config).requires_grad_(False).eval()
         self.criterion = SetCriterion(
             class_weight=segmentor_config.class_weight,
             mask_weight=segmentor_config.mask_weight,
@@ -71,6 +90,13 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
         )
         self.text_bank = TextEmbeddingBank()
         self.post_init()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the training mode of everything but the text tower, which stays in evaluation mode."""
+        super().train(mode)
+        if self.text_model is not None:
+            self.text_model.eval()
+        return self
 
     def forward(
         self,
@@ -101,8 +127,12 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
             Logits, embeddings and, with labels, the loss over all decoder layers.
 
         Raises:
-            ValueError: if neither texts nor embeddings are given, or shapes do not fit.
+            ValueError: if neither or both of texts and embeddings are given, only one of ``mask_labels`` and
+                ``class_labels``, or shapes do not fit.
         """
+        if (mask_labels is None) != (class_labels is None):
+            missing = "mask_labels" if mask_labels is None else "class_labels"
+            raise ValueError(f"the loss needs mask_labels and class_labels, but {missing} is missing")
         text_embeds = self._resolve_text_embeds(text_embeds, input_ids, attention_mask)
         features = compute_mask_transformer_features(self.segmentor, pixel_values)
         semantic_embeds = self.semantic_projector(features.query_embeds[-1])
@@ -173,14 +203,12 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
         if self.text_model is None:
             raise ValueError(
                 "this checkpoint holds no text tower, only precomputed text embeddings: pass text_embeds, as "
-                "its "
-                "processor does for candidate_labels"
+                "its processor does for candidate_labels"
             )
         if input_ids.ndim != 3:
             raise ValueError(
                 f"input_ids must be (texts, prompts, tokens), got {tuple(input_ids.shape)}: use the "
-                "processor, or add "
-                "a dimension for a single prompt"
+                "processor, or add a dimension for a single prompt"
             )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return self.text_bank.encode(self.text_model, input_ids, mask, self.config.text_pooling)
@@ -206,18 +234,22 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
         Args:
             checkpoint: any Mask2Former checkpoint.
             clip: a CLIP checkpoint, or any text encoder ``AutoModel`` loads.
-            config_kwargs: further fields of :class:`ConcatConfig`, such as ``projector_layers``.
+            config_kwargs: further fields of :class:`ConcatConfig`, such as ``projector_layers`` or
+                ``text_pooling``, which otherwise follows from the text tower's type.
 
         Raises:
             OSError: if a checkpoint is not found.
+            ValueError: if a checkpoint is of another kind or lacks weights.
         """
-        segmentor = Mask2FormerModel.from_pretrained(checkpoint)
-        text_tower = load_text_tower(clip)
+        segmentor = load_whole(Mask2FormerForUniversalSegmentation, checkpoint, ("mask2former",)).model
+        pooling = config_kwargs.pop("text_pooling", None)
+        text_tower = load_text_tower(clip, pooling)
+        pooling = infer_text_pooling(text_tower.config) if pooling is None else pooling
         config = ConcatConfig(
-            segmentor_config=MaskTransformerConfig(**segmentor.config.to_dict()),
-            text_config=text_tower.config,
-            text_pooling=infer_text_pooling(text_tower.config),
-            projection_dim=getattr(text_tower.config, "projection_dim", text_tower.config.hidden_size),
+            segmentor_config=_drop_provenance(segmentor.config),
+            text_config=_drop_provenance(text_tower.config),
+            text_pooling=pooling,
+            projection_dim=infer_text_width(text_tower.config, pooling),
             **config_kwargs,
         )
         model = cls(config)
@@ -226,11 +258,38 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
         return model
 
 
-def load_text_tower(name_or_path: str) -> Any:
-    """The pretrained text tower of a CLIP checkpoint (with its projection), or any text encoder."""
-    if AutoConfig.from_pretrained(name_or_path).model_type in ("clip", "clip_text_model"):
-        return CLIPTextModelWithProjection.from_pretrained(name_or_path)
-    return AutoModel.from_pretrained(name_or_path)
+def load_text_tower(name_or_path: str, pooling: str | None = None) -> Any:
+    """The pretrained text tower of a CLIP or SigLIP checkpoint, or any text encoder.
+
+    Args:
+        name_or_path: folder or Hub id.
+        pooling: how its tokens will become one vector; None for the usual way of its type.
+
+    Raises:
+        OSError: if nothing is found there.
+        ValueError: if the checkpoint has no separate text encoder that is known, or lacks its weights.
+    """
+    config = AutoConfig.from_pretrained(name_or_path)
+    if config.model_type in ("clip", "clip_text_model"):
+        return load_whole(CLIPTextModelWithProjection, name_or_path, (config.model_type,))
+    if config.model_type in ("siglip", "siglip_text_model"):
+        return load_whole(SiglipTextModel, name_or_path, (config.model_type,))
+    if config.sub_configs:
+        raise ValueError(
+            f"{name_or_path!r} is a composite checkpoint of model type {config.model_type!r}, of which the "
+            "text tower is not known: use CLIP, SigLIP or a plain text encoder"
+        )
+    unused_weights = () if pooling == "pooler" else ("pooler.",)
+    return load_whole(AutoModel, name_or_path, (config.model_type,), unused_weights=unused_weights)
+
+
+def _drop_provenance(config: PreTrainedConfig) -> dict[str, Any]:
+    """What a pretrained part's config says of its architecture, without its origin and its classes."""
+    settings = config.to_dict()
+    for nested in (settings, settings.get("backbone_config") or {}):
+        for name in ("_name_or_path", "architectures", "id2label", "label2id"):
+            nested.pop(name, None)
+    return settings
 
 
 def _build_projector(hidden_dim: int, projection_dim: int, num_layers: int) -> nn.Module:
