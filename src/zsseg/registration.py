@@ -106,7 +106,8 @@ def register_after_import() -> None:
     """Have each half of :func:`register` run as soon as the module of transformers it fills is imported.
 
     "As soon as" means: when no module of transformers or zsseg is half imported any more. Transformers
-    imports its Auto classes in the middle of nearly everything else, where a model's import would meet itself.
+    imports its Auto classes in the middle of nearly everything else, where a model's import would meet
+    itself.
     """
     waiting = dict(REGISTERED_AFTER)
     _register_imported(waiting)

@@ -15,6 +15,9 @@ from transformers.modeling_outputs import BackboneOutput
 STAGE_LAST_LAYERS = {"stage1": 1, "stage2": 4, "stage3": 11, "stage4": 15}
 """Stage → index of its last inverted residual block; strides 4, 8, 16 and 32."""
 
+NOT_OF_A_BACKBONE = ("_name_or_path", "architectures", "dtype", "torch_dtype", "id2label", "label2id")
+"""What a classifier's config holds beyond the architecture."""
+
 
 class MobileNetV2BackboneConfig(BackboneConfigMixin, MobileNetV2Config):
     """A :class:`~transformers.MobileNetV2Config` that also says which stages to return.
@@ -79,6 +82,8 @@ class MobileNetV2Backbone(BackboneMixin, MobileNetV2PreTrainedModel):
                 f"{str(checkpoint)!r} is a checkpoint of model type {found!r}, expected "
                 f"{MobileNetV2Config.model_type!r}: use AutoBackbone for other backbones"
             )
+        for name in NOT_OF_A_BACKBONE:
+            settings.pop(name, None)
         config = MobileNetV2BackboneConfig(**{**settings, **config_kwargs})
         model, info = cls.from_pretrained(checkpoint, config=config, output_loading_info=True)
         if info["missing_keys"]:
