@@ -19,6 +19,10 @@ $(VENV)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
+# torchvision stays off the import path: beside a CPU build of torch its compiled operators do not load, and then
+# nothing of transformers imports. One test adds this folder for itself.
+	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt --upgrade \
+		--target $(VENV)/torchvision torchvision
 	touch $@
 
 clean:
