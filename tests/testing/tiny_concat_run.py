@@ -10,7 +10,11 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import ResNetConfig, SwinConfig
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.processors import TemplateProcessing
+from transformers import CLIPTextConfig, PreTrainedTokenizerFast, ResNetConfig, SwinConfig
 
 from zsseg.layers.mask_transformer import MaskTransformerConfig
 from zsseg.models.concat.configuration_concat import ConcatConfig
@@ -37,7 +41,7 @@ def build_text_embeds():
     return torch.eye(EMBED_DIM)[: len(LABELS)]
 
 
-def build_model(seed=0, backbone="resnet"):
+def build_model(seed=0, backbone="resnet", text_config=None):
     stages = ["stage1", "stage2", "stage3", "stage4"]
     backbones = {
         "resnet": lambda: ResNetConfig(
@@ -72,15 +76,47 @@ def build_model(seed=0, backbone="resnet"):
     )
     torch.manual_seed(seed)
     return ConcatForPanopticSegmentation(
-        ConcatConfig(segmentor_config=segmentor_config, text_config=None, projection_dim=EMBED_DIM)
+        ConcatConfig(segmentor_config=segmentor_config, text_config=text_config, projection_dim=EMBED_DIM)
     )
 
 
 def build_processor(labels=LABELS):
     return ConcatProcessor(
-        ConcatImageProcessorPil(size={"height": SIZE, "width": SIZE}),
+        ConcatImageProcessorPil(size={"height": 2 * SIZE, "width": 2 * SIZE}),
         text_embeddings=PrecomputedTextEmbeddings(labels, np.eye(EMBED_DIM)[: len(labels)]),
         threshold=0.3,
+    )
+
+
+def build_text_config():
+    return CLIPTextConfig(
+        vocab_size=32,
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        projection_dim=EMBED_DIM,
+        eos_token_id=2,
+    )
+
+
+def build_processor_with_tokenizer():
+    """Every word of the labels is a token; the others are unknown."""
+    words = {"<pad>": 0, "<unk>": 1, "<end>": 2} | {label: 3 + i for i, label in enumerate(LABELS)}
+    tokenizer = Tokenizer(WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.post_processor = TemplateProcessing(single="$A <end>", special_tokens=[("<end>", 2)])
+    return ConcatProcessor(
+        ConcatImageProcessorPil(size={"height": 2 * SIZE, "width": 2 * SIZE}),
+        tokenizer=PreTrainedTokenizerFast(
+            tokenizer_object=tokenizer,
+            pad_token="<pad>",
+            unk_token="<unk>",
+            eos_token="<end>",
+            model_max_length=16,
+        ),
+        prompt_templates=["a {}", "the {}"],
     )
 
 

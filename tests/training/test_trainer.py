@@ -3,11 +3,13 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState
 
 from testing.tiny_concat_run import (
     LABELS,
@@ -17,6 +19,7 @@ from testing.tiny_concat_run import (
     read_records,
 )
 from zsseg.training.checkpointing import CheckpointError, find_checkpoints, load_state
+from zsseg.training.interruption import SIGNALS, StopOnSignal, leave_signals_to_trainer
 from zsseg.training.optimization import freeze_batch_norm
 from zsseg.training.recipes.concat import SegmentorStage, WarmupStage
 from zsseg.training.trainer import TrainingDivergedError
@@ -346,17 +349,52 @@ def test_freezing_survives_the_training_mode(tmp_path):
             assert torch.equal(buffer, statistics[name]), name
 
 
-@pytest.mark.slow
-def test_bf16_autocast_trains_and_keeps_float32_weights(tmp_path):
-    """In a process of its own: accelerate fixes the precision once per process."""
-    script = Path(sys.modules[build_trainer.__module__].__file__)
-    arguments = {"steps": 3, "mixed_precision": "bf16", "backbone": "resnet", "resume": False}
-    subprocess.run(
-        [sys.executable, str(script), str(tmp_path / "run"), json.dumps(arguments)], check=True, timeout=120
-    )
-    records = read_records(tmp_path / "run")
-    assert [record["step"] for record in records] == [1, 2, 3]
-    from safetensors.torch import load_file
+@pytest.fixture
+def _fresh_accelerator():
+    """Accelerate fixes the precision once per process."""
+    AcceleratorState._reset_state()
+    yield
+    AcceleratorState._reset_state()
 
-    weights = load_file(tmp_path / "run" / "last" / "model.safetensors")
-    assert {value.dtype for value in weights.values()} <= {torch.float32, torch.int64}
+
+@pytest.mark.usefixtures("_fresh_accelerator")
+def test_bf16_autocast_trains_and_keeps_float32_weights(tmp_path):
+    dtypes = set()
+
+    class WatchingStage(SegmentorStage):
+        def compute_loss(self, model, batch, context):
+            dtypes.add(model.semantic_projector(torch.ones(1, 32)).dtype)
+            return super().compute_loss(model, batch, context)
+
+    trainer = build_trainer(tmp_path, stage=WatchingStage(), steps=3, mixed_precision="bf16")
+    trainer.train()
+    assert dtypes == {torch.bfloat16}
+    assert {parameter.dtype for parameter in trainer.model.parameters()} == {torch.float32}
+    assert len(read_records(tmp_path)) == 3
+
+
+def test_signals_outside_the_main_thread_are_left_alone(tmp_path):
+    results = []
+    trainer = build_trainer(tmp_path, steps=1)
+    thread = threading.Thread(target=lambda: results.append(trainer.train()))
+    thread.start()
+    thread.join()
+    assert results[0].is_complete
+
+
+def test_loading_processes_leave_signals_to_the_trainer():
+    handlers = {number: signal.getsignal(number) for number in SIGNALS}
+    try:
+        leave_signals_to_trainer(0)
+        assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_IGN}
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+
+
+def test_a_second_ctrl_c_is_not_held_back():
+    with StopOnSignal() as stop:
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_requested
+        with pytest.raises(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)

@@ -1,6 +1,7 @@
 """Turns Ctrl-C and a scheduler's SIGTERM into a request to stop after the current step."""
 
 import signal
+import sys
 import threading
 from types import FrameType, TracebackType
 from typing import Self
@@ -32,6 +33,7 @@ class StopOnSignal:
     def _request(self, number: int, frame: FrameType | None) -> None:
         self.is_requested = True
         self._restore()
+        print("stopping after this step, with a checkpoint; once more stops at once", file=sys.stderr)
 
     def _restore(self) -> None:
         for number, handler in self._previous.items():
@@ -40,6 +42,6 @@ class StopOnSignal:
 
 
 def leave_signals_to_trainer(worker_index: int) -> None:
-    """For data-loading processes: Ctrl-C reaches them too, but only the trainer decides when they end."""
+    """For data-loading processes: signals to the whole group reach them too, but the trainer ends them."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)

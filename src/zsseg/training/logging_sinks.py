@@ -27,7 +27,7 @@ class LoggingSink(Protocol):
 
 
 class JsonLinesSink:
-    """One JSON object per line; NaN, which JSON does not know, becomes null.
+    """One JSON object per line; NaN and infinity, which JSON does not know, become null.
 
     Args:
         path: the file; appended to.
@@ -48,7 +48,7 @@ class JsonLinesSink:
 
     def write(self, record: Record) -> None:
         """Append one line and hand it to the operating system at once."""
-        finite = {name: None if _is_not_a_number(value) else value for name, value in record.items()}
+        finite = {name: None if _is_not_finite(value) else value for name, value in record.items()}
         self._file.write(json.dumps(finite, allow_nan=False) + "\n")
         self._file.flush()
 
@@ -209,8 +209,8 @@ def format_duration(seconds: float) -> str:
     return f"{hour}:{minute:02d}:{second:02d}"
 
 
-def _is_not_a_number(value: Any) -> bool:
-    return isinstance(value, float) and math.isnan(value)
+def _is_not_finite(value: Any) -> bool:
+    return isinstance(value, float) and not math.isfinite(value)
 
 
 def _is_record_until(line: str, step: int) -> bool:

@@ -60,7 +60,7 @@ class TrainingResult:
         step: optimizer steps done, over all resumed parts.
         is_complete: false if it was interrupted before its last step; resume to go on.
         last_checkpoint: the checkpoint of ``step``.
-        best_checkpoint: the one whose evaluation was best; None without evaluation.
+        best_checkpoint: the one whose evaluation was best; None without evaluation, or if it was removed.
         best_metric: that evaluation's number.
     """
 
@@ -215,6 +215,7 @@ class Trainer:
             process_index=self.accelerator.process_index,
             process_count=self.accelerator.num_processes,
         )
+        log.print(self._describe_run(sampler.batches_per_epoch))
         batches = iter(self._build_loader(sampler))
         self._set_training_mode()
         is_stopping = False
@@ -231,8 +232,20 @@ class Trainer:
                 has_improved = self._evaluate(log)
             if is_last or is_stopping or has_improved or _is_due(state.step, arguments.save_every):
                 self._save()
+                log.print(f"saved step {state.step}" + (", the best so far" if has_improved else ""))
         if is_stopping and state.step < arguments.steps:
             log.print(f"stopped at step {state.step} of {arguments.steps}; resume to go on")
+
+    def _describe_run(self, batches_per_epoch: int) -> str:
+        parameters = list(self.model.parameters())
+        trained = sum(parameter.numel() for parameter in parameters if parameter.requires_grad)
+        total = sum(parameter.numel() for parameter in parameters)
+        return (
+            f"stage {self.stage.name}: {trained:,} of {total:,} parameters trained on "
+            f"{len(self.dataset):,} examples, {batches_per_epoch:,} batches an epoch, "
+            f"{self.accelerator.num_processes} process(es) on {self.accelerator.device.type}, "
+            f"from step {self.state.step} to {self.arguments.steps}"
+        )
 
     def _build_loader(self, sampler: EpochBatchSampler) -> DataLoader[Any]:
         return DataLoader(
@@ -301,7 +314,7 @@ class Trainer:
             self._check_finite({"gradient_norm": norm})
         self.prepared_optimizer.step()
         self.prepared_optimizer.zero_grad()
-        return norm if math.isfinite(norm) else 0.0
+        return norm
 
     def _check_finite(self, numbers: Mapping[str, float]) -> None:
         if all(math.isfinite(number) for number in numbers.values()):
@@ -370,7 +383,7 @@ class Trainer:
             step=self.state.step,
             is_complete=self.state.step == self.arguments.steps,
             last_checkpoint=checkpoints[self.state.step],
-            best_checkpoint=None if best_step is None else checkpoints[best_step],
+            best_checkpoint=None if best_step is None else checkpoints.get(best_step),
             best_metric=self.state.best_metric,
         )
 

@@ -1,0 +1,140 @@
+import numpy as np
+import pytest
+import torch
+
+from testing.tiny_concat_run import (
+    build_model,
+    build_processor,
+    build_processor_with_tokenizer,
+    build_text_config,
+)
+from testing.tiny_semantic_maps import write_semantic_maps
+from zsseg.data.seen_filter import SubsetDataset
+from zsseg.data.semantic_maps import SemanticMapDataset
+from zsseg.metrics import MeanIoU, PanopticQuality
+from zsseg.training.evaluation import encode_vocabulary, evaluate_model
+
+UNTIMED = ("seconds_per_image",)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return SemanticMapDataset(write_semantic_maps(tmp_path_factory.mktemp("maps") / "val", count=5))
+
+
+@pytest.fixture(scope="module")
+def model():
+    return build_model().train()
+
+
+@pytest.fixture
+def processor():
+    return build_processor()
+
+
+def untimed(results):
+    return {name: value for name, value in results.items() if name not in UNTIMED}
+
+
+def test_semantic_numbers_are_those_of_the_chain_run_by_hand(dataset, model, processor):
+    results = evaluate_model(model, processor, dataset, task="semantic", progress=False)
+    metric = MeanIoU(dataset.vocabulary)
+    model.eval()
+    for index, example in enumerate(dataset):
+        inputs = processor(images=[example.image], candidate_labels=list(dataset.vocabulary.names))
+        with torch.no_grad():
+            outputs = model(**inputs)
+        prediction = processor.post_process_semantic_segmentation(outputs, target_sizes=[(32, 32)])[0]
+        metric.update(prediction.numpy(), dataset.semantic_map(index))
+    model.train()
+    assert untimed(results) == pytest.approx({**metric.compute(), "num_images": 5}, nan_ok=True)
+    assert {"mIoU", "mIoU_seen", "mIoU_unseen", "hIoU"} <= results.keys()
+    assert results["seconds_per_image"] > 0
+
+
+def test_panoptic_numbers_are_those_of_its_predictions(dataset, model, processor):
+    metric = PanopticQuality(dataset.vocabulary)
+    shown = []
+
+    def on_result(example, prediction):
+        metric.update(prediction, example.target)
+        shown.append(example.file_name)
+
+    results = evaluate_model(
+        model, processor, dataset, task="panoptic", threshold=0.0, progress=False, on_result=on_result
+    )
+    assert shown == list(dataset.file_names)
+    assert untimed(results) == pytest.approx({**metric.compute(), "num_images": 5}, nan_ok=True)
+
+
+def test_thresholds_reach_the_merge(dataset, model, processor):
+    counts = []
+    for threshold in (0.0, 1.0):
+        segments = []
+        evaluate_model(
+            model,
+            processor,
+            dataset,
+            task="panoptic",
+            threshold=threshold,
+            overlap_mask_area_threshold=0.0,
+            progress=False,
+            on_result=lambda _, prediction, found=segments: found.extend(prediction.segments),
+        )
+        counts.append(len(segments))
+    assert counts[0] > counts[1] == 0
+
+
+def test_batches_and_modes_change_nothing(dataset, model, processor):
+    maps = {1: [], 3: []}
+    for batch_size, found in maps.items():
+        evaluate_model(
+            model,
+            processor,
+            dataset,
+            task="semantic",
+            batch_size=batch_size,
+            progress=False,
+            on_result=lambda _, prediction, found=found: found.append(prediction),
+        )
+        assert model.training
+    assert all(np.array_equal(one, three) for one, three in zip(maps[1], maps[3], strict=True))
+
+
+def test_only_the_first_images(dataset, model, processor):
+    results = evaluate_model(model, processor, dataset, task="semantic", max_images=2, progress=False)
+    assert results["num_images"] == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"task": "instance"}, "task must be one of"),
+        ({"task": "semantic", "batch_size": 0}, "must be at least 1, got 0"),
+        ({"task": "semantic", "max_images": 0}, "must be at least 1"),
+    ],
+)
+def test_unusable_arguments_are_refused(dataset, model, processor, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        evaluate_model(model, processor, dataset, **arguments)
+
+
+def test_an_empty_data_set_is_refused(dataset, model, processor):
+    with pytest.raises(ValueError, match="holds no image"):
+        evaluate_model(model, processor, SubsetDataset(dataset, []), task="semantic")
+
+
+def test_precomputed_vectors_serve_as_text_embeddings(dataset, model, processor):
+    text_embeds, text_label_ids = encode_vocabulary(model, processor, dataset.vocabulary)
+    assert torch.equal(text_embeds, torch.eye(8)[:3])
+    assert text_label_ids.tolist() == [0, 1, 2]
+
+
+def test_a_text_tower_embeds_each_label_under_the_prompts_asked_for(dataset):
+    model, processor = build_model(text_config=build_text_config()), build_processor_with_tokenizer()
+    text_embeds, text_label_ids = encode_vocabulary(model, processor, dataset.vocabulary)
+    tokens = processor.encode_labels(dataset.vocabulary)
+    assert torch.equal(text_embeds, model.encode_text(tokens["input_ids"], tokens["attention_mask"]))
+    assert text_label_ids.tolist() == [0, 1, 2]
+    others, _ = encode_vocabulary(model, processor, dataset.vocabulary, prompt_templates=["{}"])
+    assert not torch.allclose(text_embeds, others)
