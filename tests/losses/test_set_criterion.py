@@ -261,7 +261,7 @@ def test_a_label_mask_that_is_true_everywhere_changes_nothing():
     assert torch.equal(*losses)
 
 
-def test_void_pixels_influence_neither_loss_nor_gradients():
+def test_void_pixels_influence_neither_mask_losses_nor_matches_nor_mask_gradients():
     batch = with_gradients(build_batch(label_mask=void_left_third()))
     output = SetCriterion(num_points=200)(*batch.arguments())
     output.loss.backward()
@@ -275,11 +275,45 @@ def test_void_pixels_influence_neither_loss_nor_gradients():
     changed = replace(changed, mask_labels=targets)
     other = SetCriterion(num_points=200)(*changed.arguments())
     other.loss.backward()
-    assert torch.equal(output.loss, other.loss)
+    for name in ("mask", "dice", "auxiliary_mask", "auxiliary_dice"):
+        assert torch.equal(output.losses[name], other.losses[name])
+    for match, other_match in zip(output.matches, other.matches, strict=True):
+        assert torch.equal(match.query_indices, other_match.query_indices)
+        assert torch.equal(match.target_indices, other_match.target_indices)
     for logits, changed_logits in zip(batch.mask_logits, changed.mask_logits, strict=True):
         assert torch.equal(logits.grad, changed_logits.grad)
         assert not logits.grad[..., 0].any()
         assert logits.grad[..., 3:].any()
+
+
+def test_unmatched_queries_in_void_learn_no_class():
+    label_mask = torch.ones(1, 12, 14, dtype=torch.bool)
+    label_mask[:, :, 7:] = False
+    left = torch.zeros(1, 12, 14, dtype=torch.bool)
+    left[:, :, :7] = True
+    # query 0 is the segment on the left; 1 lies in void, 2 repeats the segment, 3 is empty
+    mask_logits = torch.full((1, 4, 12, 14), -9.0)
+    mask_logits[:, 0, :, :7] = 9.0
+    mask_logits[:, 1, :, 7:] = 9.0
+    mask_logits[:, 2, :3, :7] = 9.0
+    class_logits = torch.zeros(1, 4, NUM_LABELS + 1, requires_grad=True)
+    output = SetCriterion(num_points=300)(
+        [class_logits], [mask_logits], [left], [torch.tensor([1])], label_mask
+    )
+    output.loss.backward()
+    assert output.matches[0].query_indices.tolist() == [0]
+    assert class_logits.grad.abs().sum(dim=-1).gt(0).tolist() == [[True, False, True, True]]
+
+
+def test_where_nothing_is_known_no_query_learns_and_the_loss_is_finite():
+    nothing = torch.zeros(1, 12, 14, dtype=torch.bool)
+    class_logits = torch.zeros(1, 2, NUM_LABELS + 1, requires_grad=True)
+    output = SetCriterion(num_points=50)(
+        [class_logits], [torch.ones(1, 2, 6, 7)], [nothing[:0]], [torch.zeros(0, dtype=torch.int64)], nothing
+    )
+    output.loss.backward()
+    assert output.loss == 0
+    assert not class_logits.grad.any()
 
 
 def test_importance_sampling_spends_its_points_on_valid_pixels():

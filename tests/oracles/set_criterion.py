@@ -119,6 +119,9 @@ def set_criterion(
 
             learned = dict(pairs)
             for q in range(len(queries)):
+                inside = read_at_points(queries[q], matching_points) > 0
+                if q not in learned and 2 * np.sum(inside & ~valid) > np.sum(inside):
+                    continue
                 label = labels[learned[q]] if q in learned else no_object
                 weight = no_object_weight if label == no_object else 1.0
                 weighted -= weight * np.log(probabilities[q, label])
@@ -132,7 +135,7 @@ def set_criterion(
                 x, y = read_at_points(queries[q], points), read_at_points(targets[t], points)
                 mask_term += cross_entropy(x, y, valid_at(points)) / num_masks
                 dice_term += dice(x, y, valid_at(points)) / num_masks
-        terms.append((weighted / weight_sum, mask_term, dice_term))
+        terms.append((weighted / max(weight_sum, no_object_weight), mask_term, dice_term))
         matches.append(layer_matches)
     loss = sum(class_weight * c + mask_weight * m + dice_weight * d for c, m, d in terms)
     return loss, terms, matches

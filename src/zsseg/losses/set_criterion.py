@@ -18,6 +18,9 @@ from zsseg.losses.point_sampling import (
     select_uncertain_points,
 )
 
+UNKNOWN_LABEL = -100
+"""Marks queries that learn no class."""
+
 
 @dataclass(frozen=True)
 class SetCriterionOutput:
@@ -54,9 +57,12 @@ class SetCriterion:
     """Mask2Former's training loss for any number of labels.
 
     On every decoder layer, queries are matched one to one with the image's segments at the lowest sum of
-    class, mask and dice costs. All queries learn a class by weighted cross-entropy (unmatched ones "no
+    class, mask and dice costs. Queries learn a class by weighted cross-entropy (unmatched ones "no
     object", the last column), matched ones also learn their segment's mask by binary cross-entropy and dice,
     each summed over pairs and divided by the number of segments in the batch, averaged over processes.
+
+    An unmatched query of which more than half lies where ``label_mask`` is false learns no class: it may be
+    right. (Panoptic quality forgives predictions by the same rule.)
 
     Masks are compared on points instead of pixels: matching on ``num_points`` uniform points, mask losses on
     ``num_points`` points of which ``importance_sample_ratio`` are the most uncertain of
@@ -144,7 +150,8 @@ class SetCriterion:
             mask_labels: per image: (n, H, W) bool or in [0, 1], at any resolution, n may be 0.
             class_labels: per image: (n,) int64 in [0, K).
             label_mask: (B, H, W) bool, false where a pixel is void or padding: such pixels count neither in
-                the matching nor in the mask losses. None if all count. It covers the same area as the masks;
+                the matching nor in the mask losses, nor do unmatched queries that mostly cover them in the
+                class loss. None if all count. It covers the same area as the masks;
                 at their resolution, no target value of a false pixel has any influence.
 
         Raises:
@@ -195,17 +202,22 @@ class SetCriterion:
             labels = _pad_labels(class_labels, device)
             widened = [_widen(logits) for logits in class_logits]
             matching_targets = _read_targets(mask_labels, label_mask, matching_points.to(device))
-            costs = [
-                self._compute_costs(classes, masks, labels, matching_targets)
-                for classes, masks in zip(widened, mask_logits, strict=True)
-            ]
+            costs, unknown = zip(
+                *(
+                    self._compare(classes, masks, labels, matching_targets)
+                    for classes, masks in zip(widened, mask_logits, strict=True)
+                ),
+                strict=True,
+            )
             matches = match_queries(torch.stack(costs), counts)
             loss_targets = _read_targets(mask_labels, label_mask, loss_points.to(device))
             num_masks = _count_masks(sum(counts), device)
             terms = []
-            for classes, masks, layer_matches in zip(widened, mask_logits, matches, strict=True):
+            for classes, masks, is_unknown, layer_matches in zip(
+                widened, mask_logits, unknown, matches, strict=True
+            ):
                 cross_entropy, dice = self._compute_mask_losses(masks, loss_targets, layer_matches)
-                class_loss = self._compute_class_loss(classes, labels, layer_matches)
+                class_loss = self._compute_class_loss(classes, labels, is_unknown, layer_matches)
                 terms.append(
                     torch.stack((class_loss, cross_entropy.sum() / num_masks, dice.sum() / num_masks))
                 )
@@ -219,27 +231,42 @@ class SetCriterion:
         return SetCriterionOutput(loss, losses, matches[-1])
 
     @torch.no_grad()
-    def _compute_costs(
+    def _compare(
         self, class_logits: Tensor, mask_logits: Tensor, labels: Tensor, targets: _PointTargets
-    ) -> Tensor:
-        """Matching costs (B, Q, N) of one layer."""
+    ) -> tuple[Tensor, Tensor]:
+        """Matching costs (B, Q, N) of one layer, and which queries (B, Q) mostly cover unknown pixels."""
         batch_size, num_queries = mask_logits.shape[:2]
         sampled = sample_logits(mask_logits.flatten(0, 1), targets.points)
         point_logits = sampled.view(-1, batch_size, num_queries).transpose(0, 1)
         mask_costs, dice_costs = compute_mask_costs(point_logits, targets.masks, targets.is_valid)
         class_costs = compute_class_costs(class_logits, labels)
-        return self.class_weight * class_costs + self.mask_weight * mask_costs + self.dice_weight * dice_costs
+        costs = (
+            self.class_weight * class_costs + self.mask_weight * mask_costs + self.dice_weight * dice_costs
+        )
+        is_inside = (point_logits > 0).float()
+        outside_labels = (is_inside * ~targets.is_valid[:, :, None]).sum(dim=1)
+        return costs, 2 * outside_labels > is_inside.sum(dim=1)
 
-    def _compute_class_loss(self, class_logits: Tensor, labels: Tensor, matches: Sequence[Match]) -> Tensor:
-        """Cross-entropy over all queries of one layer, a mean weighted by the labels' weights."""
-        batch_size, num_queries, num_columns = class_logits.shape
+    def _compute_class_loss(
+        self, class_logits: Tensor, labels: Tensor, is_unknown: Tensor, matches: Sequence[Match]
+    ) -> Tensor:
+        """Cross-entropy over the queries of one layer, a mean weighted by the labels' weights."""
+        num_columns = class_logits.shape[-1]
         no_object = num_columns - 1
-        learned = labels.new_full((batch_size, num_queries), no_object)
+        learned = torch.where(is_unknown, UNKNOWN_LABEL, no_object)
         for image, match in enumerate(matches):
             learned[image, match.query_indices] = labels[image, match.target_indices]
         weight = class_logits.new_ones(num_columns)
         weight[no_object] = self.no_object_weight
-        return F.cross_entropy(class_logits.flatten(0, 1), learned.flatten(), weight=weight)
+        summed = F.cross_entropy(
+            class_logits.flatten(0, 1),
+            learned.flatten(),
+            weight=weight,
+            ignore_index=UNKNOWN_LABEL,
+            reduction="sum",
+        )
+        # Where no query learns a class, the sum is 0 and so is the mean.
+        return summed / weight[learned[learned != UNKNOWN_LABEL]].sum().clamp(min=self.no_object_weight)
 
     def _compute_mask_losses(
         self, mask_logits: Tensor, targets: _PointTargets, matches: Sequence[Match]
