@@ -2,8 +2,8 @@
 
 A bilinear value is a convex combination of the four samples around it, and sigmoid is monotone. So the
 samples at a cell's corners bound every query's weighted probability over all pixels of the cell. Where one
-query's lower bound beats all other upper bounds, it wins the cell and no pixel is computed. Only the pixels of
-contested cells are interpolated, and only for the queries that could win there. The bounds are taken in
+query's lower bound beats all other upper bounds, it wins the cell and no pixel is computed. Only the pixels
+of contested cells are interpolated, and only for the queries that could win there. The bounds are taken in
 float32 with a margin far above its rounding, the pixels in float64: the result is that of comparing every
 query at every pixel.
 """
@@ -54,6 +54,7 @@ class _Strip:
         first_row: number of its first row of cells.
         corners: (Q, rows + 1, columns + 1) float32, the logits at the corners of the cells.
         pixels: (rows, columns) number of pixels in each cell.
+        largest: (Q, rows, columns) float32, upper bound of score × mask probability.
         candidate: (Q, rows, columns) whether the query could win a pixel.
         reaching: likewise, whether the query's mask could contain a pixel.
         inside: whether it certainly contains every pixel.
@@ -63,6 +64,7 @@ class _Strip:
     first_row: int
     corners: NDArray[np.float32]
     pixels: NDArray[np.int64]
+    largest: NDArray[np.float32]
     candidate: NDArray[np.bool_]
     reaching: NDArray[np.bool_]
     inside: NDArray[np.bool_]
@@ -167,9 +169,10 @@ class MaskCompetition:
             claimed = (strip.candidate & strip.reaching).any(0)
             several = _count_queries(strip.candidate) > 1
             asked = strip.candidate[queries].any(0) & several & ~claimed & (strip.pixels > 0)
-            for pairs in self._pair(asked, strip.candidate):
+            rows, columns = np.nonzero(asked)
+            for _, pairs in self._pair(rows, columns, strip.candidate[:, rows, columns]):
                 for tile in self._tiles(strip, pairs):
-                    winner, _ = self._compete(self._probabilities(strip, tile, pairs), pairs)
+                    _, winner, _ = self._compete(self._probabilities(strip, tile, pairs), pairs)
                     self.won_areas += self._count(winner[tile.valid])
         self.unsettled_area = 0
 
@@ -210,6 +213,7 @@ class MaskCompetition:
                 first_row=first,
                 corners=corners,
                 pixels=np.outer(self._rows.pixel_counts[part], self._columns.pixel_counts),
+                largest=largest,
                 candidate=candidate,
                 reaching=reaching,
                 inside=inside,
@@ -233,30 +237,69 @@ class MaskCompetition:
         self.unsettled_area += int(strip.pixels[~claimed & ~single].sum())
 
         contested = ~decided & claimed & (strip.pixels > 0)
-        edges = strip.straddling.any(0) & ~contested & (strip.pixels > 0)
-        self._resolve(strip, contested)
-        for pairs in self._pair(edges, strip.straddling):
+        rows, columns = np.nonzero(contested)
+        members = (claiming | strip.straddling)[:, rows, columns]
+        self._resolve(strip, rows, columns, members, measures=True)
+        rows, columns = np.nonzero(strip.straddling.any(0) & ~contested & (strip.pixels > 0))
+        for _, pairs in self._pair(rows, columns, strip.straddling[:, rows, columns]):
             for tile in self._tiles(strip, pairs):
                 self._measure(strip, tile, pairs, self._probabilities(strip, tile, pairs))
 
-    def _resolve(self, strip: _Strip, cells: NDArray[np.bool_]) -> None:
-        """Find the owner of every pixel of some cells (rows, columns)."""
-        for pairs in self._pair(cells, strip.candidate | strip.straddling):
+    def _resolve(
+        self,
+        strip: _Strip,
+        rows: NDArray[np.intp],
+        columns: NDArray[np.intp],
+        members: NDArray[np.bool_],
+        *,
+        measures: bool,
+    ) -> None:
+        """Find the owner of every pixel of n cells.
+
+        The bounds of a cell that two masks share are weak: each is low at one of its corners, so every other
+        query looks like a rival. Hence the queries whose masks may contain a pixel go first. The least that
+        their best reaches at any pixel rules out the others; if not, the cell is decided again with those left.
+
+        Args:
+            strip: the strip of the cells.
+            rows: (n,) row of each cell in the strip.
+            columns: (n,) column of each cell.
+            members: (Q, n) which queries go first.
+            measures: whether the members' own areas are still to be counted here.
+        """
+        for part, pairs in self._pair(rows, columns, members):
+            least = np.full(len(part), np.inf)
+            outcomes = []
             for tile in self._tiles(strip, pairs):
                 probabilities = self._probabilities(strip, tile, pairs)
-                self._measure(strip, tile, pairs, probabilities)
-                winner, contained = self._compete(probabilities, pairs)
-                owner = np.where(contained, winner, np.int32(NOBODY))
-                self.won_areas += self._count(winner[tile.valid])
-                self.owned_areas += self._count(owner[tile.valid])
+                if measures:
+                    self._measure(strip, tile, pairs, probabilities)
+                best, winner, contained = self._compete(probabilities, pairs)
+                np.minimum(least, best.min((0, 1)), out=least)
+                outcomes.append((tile, winner, np.where(contained, winner, np.int32(NOBODY))))
+            cells = (slice(None), pairs.rows, pairs.columns)
+            to_beat = least * (1 - RELATIVE_MARGIN) - ABSOLUTE_MARGIN
+            rivals = strip.candidate[cells] & ~members[:, part] & (strip.largest[cells] >= to_beat)
+            late = rivals.any(0)
+            for tile, winner, owner in outcomes:
+                valid = tile.valid & ~late
+                self.won_areas += self._count(winner[valid])
+                self.owned_areas += self._count(owner[valid])
+                # Cells decided again are painted again, after this.
                 self.contested.append(ContestedPixels(tile.rows, tile.columns, owner))
+            rivals |= members[:, part]
+            self._resolve(strip, pairs.rows[late], pairs.columns[late], rivals[:, late], measures=False)
 
-    def _pair(self, cells: NDArray[np.bool_], members: NDArray[np.bool_]) -> Iterator[_Pairs]:
-        """Pair some cells (rows, columns) with their queries, as many at a time as the work arrays hold."""
-        rows, columns = np.nonzero(cells)
+    def _pair(
+        self, rows: NDArray[np.intp], columns: NDArray[np.intp], members: NDArray[np.bool_]
+    ) -> Iterator[tuple[NDArray[np.intp], _Pairs]]:
+        """Pair n cells with their queries (Q, n), as many cells at a time as the work arrays hold.
+
+        Yields:
+            Which of the n cells, in the order of the pairs' cells, and the pairs.
+        """
         if not len(rows):
             return
-        members = members[:, rows, columns]
         counts = _count_queries(members).astype(np.intp)
         order = np.argsort(-counts, kind="stable")
         tile_sides = [min(TILE_SIDE, int(axis.pixel_counts.max())) for axis in (self._rows, self._columns)]
@@ -265,7 +308,7 @@ class MaskCompetition:
             place, query = np.nonzero(members[:, part].T)
             rank = np.arange(len(place)) - np.repeat(np.cumsum(counts[part]) - counts[part], counts[part])
             by_rank = np.argsort(rank, kind="stable")
-            yield _Pairs(
+            yield part, _Pairs(
                 rows=rows[part],
                 columns=columns[part],
                 place=place[by_rank],
@@ -298,8 +341,8 @@ class MaskCompetition:
 
     def _compete(
         self, probabilities: NDArray[np.float64], pairs: _Pairs
-    ) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-        """Argmax over each cell's queries: (a, b, n) the winner, and whether its mask contains the pixel."""
+    ) -> tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.bool_]]:
+        """Maximum over each cell's queries: (a, b, n) its value, whose it is, whether that mask contains it."""
         shape = (*probabilities.shape[:2], len(pairs.rows))
         best = np.full(shape, -1.0)
         winner = np.empty(shape, np.int32)
@@ -314,7 +357,7 @@ class MaskCompetition:
             inside = probabilities[:, :, rank] >= self._mask_threshold
             np.copyto(contained[:, :, :width], inside, where=better)
             first += width
-        return winner, contained
+        return best, winner, contained
 
     def _measure(self, strip: _Strip, tile: _Tile, pairs: _Pairs, probabilities: NDArray[np.float64]) -> None:
         """Add the pixels of the pairs' own binary masks, but for pairs that the bounds have counted."""
