@@ -87,9 +87,9 @@ def register_pipelines() -> None:
 
     models = tuple(family.load("modeling", family.model) for family in FAMILIES)
     for task, (module, class_name) in TASKS.items():
+        pipeline_class = getattr(importlib.import_module(module), class_name)
         # Registering a task again would print a warning.
         if task not in PIPELINE_REGISTRY.supported_tasks:
-            pipeline_class = getattr(importlib.import_module(module), class_name)
             PIPELINE_REGISTRY.register_pipeline(
                 task, pipeline_class=pipeline_class, pt_model=models, type="multimodal"
             )

@@ -146,8 +146,9 @@ def build_processor(**changes):
 
 def save_mask2former(folder, backbone="swin"):
     torch.manual_seed(1)
+    labels = {0: "road", 1: "unicorn", 2: "car"}
     config = Mask2FormerConfig(
-        backbone_config=build_backbone_config(backbone), num_labels=5, **SEGMENTOR_SIZES
+        backbone_config=build_backbone_config(backbone), id2label=labels, **SEGMENTOR_SIZES
     )
     Mask2FormerForUniversalSegmentation(config).save_pretrained(folder)
     Mask2FormerImageProcessorPil(size=SIZE, image_mean=[0.4] * 3).save_pretrained(folder)

@@ -7,17 +7,26 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from transformers import AutoModel, CLIPTextModelWithProjection, PreTrainedConfig, PreTrainedModel
+from transformers import (
+    AutoModel,
+    CLIPTextModelWithProjection,
+    PreTrainedConfig,
+    PreTrainedModel,
+    SiglipTextModel,
+)
 
 TEXT_POOLING = ("projection", "pooler", "mean")
+TWO_TOWER_TEXT_MODELS = {"clip_text_model": CLIPTextModelWithProjection, "siglip_text_model": SiglipTextModel}
+"""Text halves of image-text models, which ``AutoModel`` does not build, or not with their projection."""
+
 ENCODE_CHUNK_SIZE = 256
 BANK_SIZE = 16
 
 
 def build_text_tower(text_config: PreTrainedConfig) -> PreTrainedModel:
     """The text tower a config describes, with random weights; CLIP's comes with its projection."""
-    if text_config.model_type == "clip_text_model":
-        return CLIPTextModelWithProjection(text_config)
+    if text_config.model_type in TWO_TOWER_TEXT_MODELS:
+        return TWO_TOWER_TEXT_MODELS[text_config.model_type](text_config)
     return AutoModel.from_config(text_config)
 
 
@@ -25,7 +34,7 @@ def infer_text_pooling(text_config: PreTrainedConfig) -> str:
     """How a text tower makes one vector of its tokens: CLIP projects, SigLIP pools, others average."""
     if text_config.model_type == "clip_text_model":
         return "projection"
-    return "pooler" if text_config.model_type.startswith("siglip") else "mean"
+    return "pooler" if text_config.model_type == "siglip_text_model" else "mean"
 
 
 def infer_text_width(text_config: PreTrainedConfig, pooling: str) -> int:

@@ -1,13 +1,13 @@
 """What every family shares: its output and strict loading."""
 
 import os
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from safetensors import SafetensorError
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
@@ -96,7 +96,13 @@ def _check_model_type(
     name_or_path: str | os.PathLike[str], expected: Collection[str], class_name: str, **kwargs: Any
 ) -> None:
     hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if name in kwargs}
-    found = PreTrainedConfig.get_config_dict(name_or_path, **hub_arguments)[0].get("model_type")
+    config, _ = PreTrainedConfig.get_config_dict(name_or_path, **hub_arguments)
+    if not config:
+        raise OSError(
+            f"there is no config.json in {str(name_or_path)!r}: pass a folder that save_pretrained wrote, or "
+            "a Hub id"
+        )
+    found = config.get("model_type")
     if found not in expected:
         raise ValueError(
             f"{str(name_or_path)!r} is a checkpoint of model type {found!r}, but {class_name} loads "
@@ -125,6 +131,26 @@ class ZeroShotSegmentationPreTrainedModel(PreTrainedModel):
 
     main_input_name = "pixel_values"
     input_modalities = ("image", "text")
+    frozen_modules: ClassVar[tuple[str, ...]] = ()
+    """Names of the parts, where a model has them, that are never trained and never drop out."""
+
+    def freeze(self) -> None:
+        """Freeze the frozen modules; for the end of ``__init__``, and done after loading."""
+        for module in self._iterate_frozen():
+            module.requires_grad_(False).eval()
+
+    def train(self, mode: bool = True) -> Self:
+        """Set the mode of everything but the frozen modules, which stay in evaluation mode."""
+        super().train(mode)
+        for module in self._iterate_frozen():
+            module.eval()
+        return self
+
+    def _iterate_frozen(self) -> Iterator[nn.Module]:
+        for name in self.frozen_modules:
+            module = getattr(self, name)
+            if module is not None:
+                yield module
 
     @classmethod
     def from_pretrained(
@@ -143,6 +169,8 @@ class ZeroShotSegmentationPreTrainedModel(PreTrainedModel):
             _check_model_type(pretrained_model_name_or_path, expected, cls.__name__, **kwargs)
         model, info = _load(super(), pretrained_model_name_or_path, *model_args, **kwargs)
         _check_complete(info, pretrained_model_name_or_path, cls.__name__)
+        # Loading replaces parameters, and with them what was said about gradients.
+        model.freeze()
         model._check_finite(str(pretrained_model_name_or_path))
         return (model, info) if return_loading_info else model  # type: ignore[return-value]
 

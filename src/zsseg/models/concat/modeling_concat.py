@@ -1,18 +1,16 @@
 """CONCAT: a mask transformer whose queries are named by text (arXiv:2402.13697)."""
 
 from collections.abc import Sequence
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor, nn
 from transformers import (
     AutoConfig,
     AutoModel,
-    CLIPTextModelWithProjection,
     Mask2FormerForUniversalSegmentation,
     Mask2FormerModel,
     PreTrainedConfig,
-    SiglipTextModel,
 )
 from transformers import initialization as init
 
@@ -20,6 +18,7 @@ from zsseg.layers.mask_transformer import compute_mask_transformer_features
 from zsseg.layers.open_vocabulary_classifier import compute_cosine_class_logits
 from zsseg.layers.text_embedding_bank import (
     TEXT_POOLING,
+    TWO_TOWER_TEXT_MODELS,
     TextEmbeddingBank,
     build_text_tower,
     infer_text_pooling,
@@ -41,6 +40,7 @@ class ConcatPreTrainedModel(ZeroShotSegmentationPreTrainedModel):
     config: ConcatConfig
     config_class = ConcatConfig
     base_model_prefix = "segmentor"
+    frozen_modules: ClassVar[tuple[str, ...]] = ("text_model",)
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
@@ -78,7 +78,7 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
                     f"the text tower gives vectors of {width} numbers under text_pooling="
                     f"{config.text_pooling!r}, but projection_dim is {config.projection_dim}: make them equal"
                 )
-            self.text_model = build_text_tower(config.text_config).requires_grad_(False).eval()
+            self.text_model = build_text_tower(config.text_config)
         self.criterion = SetCriterion(
             class_weight=segmentor_config.class_weight,
             mask_weight=segmentor_config.mask_weight,
@@ -90,13 +90,7 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
         )
         self.text_bank = TextEmbeddingBank()
         self.post_init()
-
-    def train(self, mode: bool = True) -> Self:
-        """Set the training mode of everything but the text tower, which stays in evaluation mode."""
-        super().train(mode)
-        if self.text_model is not None:
-            self.text_model.eval()
-        return self
+        self.freeze()
 
     def forward(
         self,
@@ -270,10 +264,9 @@ def load_text_tower(name_or_path: str, pooling: str | None = None) -> Any:
         ValueError: if the checkpoint has no separate text encoder that is known, or lacks its weights.
     """
     config = AutoConfig.from_pretrained(name_or_path)
-    if config.model_type in ("clip", "clip_text_model"):
-        return load_whole(CLIPTextModelWithProjection, name_or_path, (config.model_type,))
-    if config.model_type in ("siglip", "siglip_text_model"):
-        return load_whole(SiglipTextModel, name_or_path, (config.model_type,))
+    two_tower = TWO_TOWER_TEXT_MODELS.get(f"{config.model_type.removesuffix('_text_model')}_text_model")
+    if two_tower is not None:
+        return load_whole(two_tower, name_or_path, (config.model_type,))
     if config.sub_configs:
         raise ValueError(
             f"{name_or_path!r} is a composite checkpoint of model type {config.model_type!r}, of which the "
