@@ -8,8 +8,8 @@ pixels are ignored: this is not the image-level filter of zero-shot panoptic seg
 
 DATA is a folder with ``camvid/{train,val}/{images,labels}`` and ``camvid/classes.json`` and, for
 ``--text vectors``, ``text_embeddings/coco_stuff_171.clip_vit_b16.{npy,json}``. BACKBONE is a MobileNetV2
-checkpoint of ImageNet. FOLDER holds a text encoder with its tokenizer, which becomes part of the checkpoint. Without DATA the
-script says so and ends. A run that was stopped goes on with ``--resume``.
+checkpoint of ImageNet. FOLDER holds a text encoder with its tokenizer, which becomes part of the checkpoint.
+Without DATA the script says so and ends. A run that was stopped goes on with ``--resume``.
 """
 
 import argparse
@@ -32,15 +32,14 @@ from zsseg import (
 )
 from zsseg.data.examples import PanopticExample
 from zsseg.data.seen_filter import ignore_unseen
-from zsseg.data.semantic_maps import SemanticMapDataset, convert_panoptic_to_semantic
+from zsseg.data.semantic_maps import SemanticMapDataset
 from zsseg.data.transforms import ColorJitter, Compose, LargeScaleJitter, RandomHorizontalFlip
 from zsseg.layers.mobilenet_v2_backbone import MobileNetV2Backbone
 from zsseg.layers.text_embedding_bank import infer_text_pooling
-from zsseg.metrics import MeanIoU
 from zsseg.models.concat.image_processing_concat import ConcatImageProcessorPil
 from zsseg.models.concat.modeling_concat import load_text_tower
 from zsseg.training.arguments import TrainerArguments
-from zsseg.training.evaluation import evaluate_model
+from zsseg.training.evaluation import build_metric, evaluate_model
 from zsseg.training.recipes.concat import train_concat
 from zsseg.visualization import draw_comparison
 
@@ -198,7 +197,7 @@ def report(
 
 
 def write_card(text: str, results: dict[str, float], checkpoint: Path) -> None:
-    """The checkpoint's card: what it is, how it was trained, what it reaches, what it must not be taken for."""
+    """The checkpoint's card: what it is, how it was trained and what it reaches."""
     words = (
         "CLIP ViT-B/16 vectors of COCO-Stuff's names; other words are refused"
         if text == "vectors"
@@ -293,19 +292,17 @@ def evaluate_and_draw(
 ) -> None:
     """Score over all eleven classes, then over the seen ones alone (unseen pixels ignored), and draw."""
     validation = SemanticMapDataset(Path(arguments.data) / "camvid" / "val")
-    per_class = MeanIoU(validation.vocabulary)
+    metric = build_metric("semantic", validation.vocabulary)
     results = evaluate_model(
         model,
         processor,
         validation,
         task="semantic",
-        on_result=lambda example, prediction: per_class.update(
-            prediction, convert_panoptic_to_semantic(example.target)
-        ),
+        metric=metric,
     )
     seen_only = evaluate_model(model, processor, SeenLabelsDataset(validation), task="semantic")
     results["mIoU_seen_unseen_names_left_out"] = seen_only["mIoU"]
-    report(results, per_class.compute_per_class(), arguments.output, arguments.csv)
+    report(results, metric.compute_per_class(), arguments.output, arguments.csv)
     write_card(arguments.text, results, arguments.output / "checkpoint")
     save_overlays(model, processor, validation, arguments.output / "overlays")
 

@@ -12,7 +12,8 @@ from testing.tiny_semantic_maps import write_semantic_maps
 from zsseg.data.seen_filter import SubsetDataset
 from zsseg.data.semantic_maps import SemanticMapDataset
 from zsseg.metrics import MeanIoU, PanopticQuality
-from zsseg.training.evaluation import encode_vocabulary, evaluate_model
+from zsseg.models.inference import encode_vocabulary
+from zsseg.training.evaluation import evaluate_model
 
 UNTIMED = ("seconds_per_image",)
 
@@ -125,16 +126,17 @@ def test_an_empty_data_set_is_refused(dataset, model, processor):
 
 
 def test_precomputed_vectors_serve_as_text_embeddings(dataset, model, processor):
-    text_embeds, text_label_ids = encode_vocabulary(model, processor, dataset.vocabulary)
-    assert torch.equal(text_embeds, torch.eye(8)[:3])
-    assert text_label_ids.tolist() == [0, 1, 2]
+    encoded = encode_vocabulary(model, processor, dataset.vocabulary)
+    assert torch.equal(encoded["text_embeds"], torch.eye(8)[:3])
+    assert encoded["text_label_ids"].tolist() == [0, 1, 2]
 
 
 def test_a_text_tower_embeds_each_label_under_the_prompts_asked_for(dataset):
     model, processor = build_model(text_config=build_text_config()), build_processor_with_tokenizer()
-    text_embeds, text_label_ids = encode_vocabulary(model, processor, dataset.vocabulary)
+    encoded = encode_vocabulary(model, processor, dataset.vocabulary)
     tokens = processor.encode_labels(dataset.vocabulary)
-    assert torch.equal(text_embeds, model.encode_text(tokens["input_ids"], tokens["attention_mask"]))
-    assert text_label_ids.tolist() == [0, 1, 2]
-    others, _ = encode_vocabulary(model, processor, dataset.vocabulary, prompt_templates=["{}"])
-    assert not torch.allclose(text_embeds, others)
+    expected = model.encode_text(tokens["input_ids"], tokens["attention_mask"])
+    assert torch.equal(encoded["text_embeds"], expected)
+    assert encoded["text_label_ids"].tolist() == [0, 1, 2]
+    others = encode_vocabulary(model, processor, dataset.vocabulary, prompt_templates=["{}"])
+    assert not torch.allclose(encoded["text_embeds"], others["text_embeds"])

@@ -2,12 +2,10 @@
 
 import os
 from abc import abstractmethod
-from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
@@ -17,6 +15,7 @@ from transformers.pipelines.pt_utils import PipelineDataset, PipelineIterator
 from transformers.utils import ModelOutput, logging
 
 from zsseg.image_loading import ImageLoadError, load_image
+from zsseg.models.inference import compute_picture_outputs, encode_vocabulary
 from zsseg.structures import PanopticSegmentation
 from zsseg.vocabulary import Vocabulary
 
@@ -120,7 +119,9 @@ class ZeroShotSegmentationPipeline(Pipeline):
             raise ValueError(f"{needing} needs candidate_labels beside it")
         if candidate_labels is not None:
             vocabulary = Vocabulary.from_labels(candidate_labels, stuff_labels=stuff_labels)
-            forward_params = self._encode_vocabulary(vocabulary, prompt_templates)
+            forward_params = encode_vocabulary(
+                self.model, self.processor, vocabulary, prompt_templates=prompt_templates
+            )
             postprocess_params["vocabulary"] = vocabulary
         return preprocess_params, forward_params, postprocess_params
 
@@ -128,17 +129,6 @@ class ZeroShotSegmentationPipeline(Pipeline):
     @abstractmethod
     def postprocess_options(self) -> tuple[str, ...]:
         """Names of the task's own options."""
-
-    def _encode_vocabulary(
-        self, vocabulary: Vocabulary, prompt_templates: Sequence[str] | None
-    ) -> dict[str, Tensor]:
-        encoded = self.processor.encode_labels(vocabulary, prompt_templates=prompt_templates)
-        encoded = {name: tensor.to(self.device) for name, tensor in encoded.items()}
-        if "text_embeds" not in encoded:
-            encoded["text_embeds"] = self.model.encode_text(
-                encoded.pop("input_ids"), encoded.pop("attention_mask")
-            )
-        return encoded
 
     def preprocess(
         self, image: Any, timeout: float = 30.0, on_error: str = "raise"
@@ -161,29 +151,10 @@ class ZeroShotSegmentationPipeline(Pipeline):
     def _forward(
         self, model_inputs: list[dict[str, Any]], text_embeds: Tensor, **text_inputs: Tensor
     ) -> list[ModelOutput]:
-        # Padding to the largest picture of a batch would change the results of the smaller ones, since the
-        # segmentor attends to padding; only pictures of equal size share a forward pass.
-        groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
-        for index, inputs in enumerate(model_inputs):
-            groups[tuple(inputs["pixel_values"].shape)].append(index)
-        results: dict[int, ModelOutput] = {}
-        for indices in groups.values():
-            outputs = self.model(
-                pixel_values=torch.cat([model_inputs[i]["pixel_values"] for i in indices]).to(
-                    self.model.dtype
-                ),
-                pixel_mask=torch.cat([model_inputs[i]["pixel_mask"] for i in indices]),
-                text_embeds=text_embeds,
-                **text_inputs,
-            )
-            for row, index in enumerate(indices):
-                results[index] = ModelOutput(
-                    class_queries_logits=outputs.class_queries_logits[row : row + 1],
-                    masks_queries_logits=outputs.masks_queries_logits[row : row + 1],
-                    valid_fractions=outputs.valid_fractions[row : row + 1],
-                    target_size=model_inputs[index]["target_size"],
-                )
-        return [results[index] for index in range(len(model_inputs))]
+        outputs = compute_picture_outputs(self.model, model_inputs, text_embeds=text_embeds, **text_inputs)
+        for output, inputs in zip(outputs, model_inputs, strict=True):
+            output["target_size"] = inputs["target_size"]
+        return outputs
 
     def run_single(
         self,

@@ -18,8 +18,8 @@ from zsseg.data.transformed_dataset import TransformedDataset
 from zsseg.data.transforms import Compose, LargeScaleJitter, RandomHorizontalFlip, Transform
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.processing_concat import ConcatProcessor
+from zsseg.models.inference import encode_vocabulary
 from zsseg.training.arguments import TrainerArguments
-from zsseg.training.evaluation import encode_vocabulary
 from zsseg.training.recipe import RecipeStep, run_recipe
 from zsseg.training.stage import Batch, Stage, StageContext
 from zsseg.training.trainer import Evaluate, TrainingResult
@@ -183,7 +183,7 @@ def train_concat(
         steps,
         model=model,
         processor=processor,
-        context=StageContext(seen, *encode_vocabulary(model, processor, seen)),
+        context=StageContext(seen, **encode_vocabulary(model, processor, seen)),
         dataset=TransformedDataset(dataset, transform, seeds.pop()),
         collate=PanopticCollator(
             image_mean=tuple(image_processor.image_mean),
