@@ -104,3 +104,9 @@ def test_select():
     chosen = vocabulary.select([2, 1])
     assert chosen.names == ("tree", "car")
     assert chosen.stuff_label_ids == (0,)
+
+
+@pytest.mark.parametrize("labels", [["car|automobile", "automobile"], ["car|car"], ["car", "road", "car"]])
+def test_a_text_of_two_labels_is_refused(labels):
+    with pytest.raises(ValueError, match="occur more than once"):
+        Vocabulary.from_labels(labels)

@@ -89,7 +89,8 @@ class Vocabulary:
 
         Raises:
             TypeError: if a single string is given for the list.
-            ValueError: if a stuff or unseen label is not among the candidates, or as for the class.
+            ValueError: if a stuff or unseen label is not among the candidates, a text occurs twice, or as for
+                the class.
         """
         for argument, value in (
             ("candidate_labels", candidate_labels),
@@ -102,6 +103,12 @@ class Vocabulary:
                 )
         texts = [_split_synonyms(label) for label in candidate_labels]
         names = [name for name, *_ in texts]
+        if repeated := _repeated([text for label_texts in texts for text in label_texts if text]):
+            # Labels that share a text would tie on it, and the first would always win.
+            raise ValueError(
+                f"every name and synonym must be unique among the labels, but these occur more than once: "
+                f"{repeated[:10]}"
+            )
         stuff = _names_among(names, stuff_labels, "stuff_labels")
         unseen = _names_among(names, unseen_labels, "unseen_labels")
         return cls(
