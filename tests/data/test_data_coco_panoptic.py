@@ -113,6 +113,15 @@ def test_sizes_that_differ_and_broken_pictures(coco_dataset, coco_folder):
             "segment 300 of 10.png has category_id 9, which 'categories' does not list",
         ),
         (lambda c: c.pop("categories"), r"lacks \['categories'\]"),
+        (lambda c: c["categories"][1].pop("isthing"), r"categories\[1\] lacks \['isthing'\]"),
+        (lambda c: c["images"][0].pop("file_name"), r"images\[0\] lacks \['file_name'\]"),
+        (lambda c: c["annotations"][1].pop("image_id"), r"annotations\[1\] lacks \['image_id'\]"),
+        (lambda c: c["annotations"][0]["segments_info"][2].pop("id"), r"10.png\[2\] lacks \['id'\]"),
+        (lambda c: c["annotations"][1].update(image_id=10), r"image_id must be unique, but \[10\]"),
+        (
+            lambda c: c["annotations"][0]["segments_info"][0].update(id=1),
+            r"segments_info of 10.png: id must be unique, but \[1\]",
+        ),
     ],
 )
 def test_broken_json(coco_folder, edit_json, change, message):

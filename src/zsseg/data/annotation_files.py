@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,19 @@ def read_annotation_json(path: str | os.PathLike[str], required_keys: Collection
             f"got {sorted(content)[:10]}"
         )
     return content
+
+
+def require_keys(records: Iterable[Mapping[str, Any]], keys: Collection[str], where: str) -> None:
+    """Check that every record of an annotation file has its keys.
+
+    Raises:
+        ValueError: naming the first record that lacks one.
+    """
+    for index, record in enumerate(records):
+        if missing := [key for key in keys if key not in record]:
+            raise ValueError(
+                f"{where}[{index}] lacks {missing}; expected {sorted(keys)}, got {sorted(record)[:10]}"
+            )
 
 
 def list_folder(folder: str | os.PathLike[str], purpose: str) -> tuple[str, ...]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from zsseg.data.annotation_files import read_annotation_json, require_files
+from zsseg.data.annotation_files import read_annotation_json, require_files, require_keys
 from zsseg.data.coco_masks import decode_coco_mask
 from zsseg.data.coco_panoptic import find_void_categories
 from zsseg.data.examples import PanopticExample, SegmentLabel, build_target
@@ -51,6 +51,8 @@ class CocoInstanceDataset:
     ) -> None:
         path = Path(annotation_json)
         content = read_annotation_json(path, ("images", "annotations", "categories"))
+        require_keys(content["categories"], ("id", "name"), f"{path}: categories")
+        require_keys(content["images"], ("id", "file_name"), f"{path}: images")
         self.annotation_json = path
         self.image_folder = Path(image_folder)
         things = [{**category, "isthing": True} for category in content["categories"]]
@@ -106,10 +108,10 @@ class CocoInstanceDataset:
                     f"{self.annotation_json}: an annotation lacks 'segmentation' or 'category_id', so this "
                     "is not the instance format; read panoptic JSON with CocoPanopticDataset"
                 )
-            if annotation["image_id"] not in image_ids:
+            if annotation.get("image_id") not in image_ids:
                 raise ValueError(
                     f"{self.annotation_json}: annotation {annotation.get('id')} refers to image id "
-                    f"{annotation['image_id']}, which 'images' does not list"
+                    f"{annotation.get('image_id')}, which 'images' does not list"
                 )
             grouped[annotation["image_id"]].append(annotation)
         return {image_id: grouped[image_id] for image_id in image_ids}

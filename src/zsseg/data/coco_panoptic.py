@@ -2,13 +2,14 @@
 
 import logging
 import os
+from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zsseg.data.annotation_files import read_annotation_json, require_files
+from zsseg.data.annotation_files import read_annotation_json, require_files, require_keys
 from zsseg.data.examples import PanopticExample, SegmentLabel, build_target
 from zsseg.data.vocabularies import build_vocabulary
 from zsseg.image_loading import load_image
@@ -50,6 +51,8 @@ class CocoPanopticDataset:
     ) -> None:
         path = Path(annotation_json)
         content = read_annotation_json(path, ("images", "annotations", "categories"))
+        require_keys(content["categories"], ("id", "name", "isthing"), f"{path}: categories")
+        require_keys(content["images"], ("id", "file_name"), f"{path}: images")
         self.annotation_json = path
         self.image_folder = Path(image_folder)
         self.panoptic_folder = Path(panoptic_folder) if panoptic_folder is not None else path.with_suffix("")
@@ -61,8 +64,8 @@ class CocoPanopticDataset:
         self.void_category_names = find_void_categories(content["categories"], self.vocabulary, path)
         self._category_ids = {category["id"] for category in content["categories"]}
         self._annotations: Sequence[Mapping[str, Any]] = content["annotations"]
-        self._image_names = _name_images(content["images"], self._annotations, path)
         self._check_annotations()
+        self._image_names = _name_images(content["images"], self._annotations, path)
         require_files(self.image_folder, self._image_names, "image")
         require_files(self.panoptic_folder, [a["file_name"] for a in self._annotations], "panoptic PNG")
 
@@ -104,6 +107,13 @@ class CocoPanopticDataset:
                     f"{self.annotation_json}: an annotation lacks 'segments_info' or 'file_name', so this is "
                     "not the panoptic format; read instance JSON with CocoInstanceDataset"
                 )
+        where = f"{self.annotation_json}: "
+        require_keys(self._annotations, ("image_id",), f"{where}annotations")
+        _check_unique([annotation["image_id"] for annotation in self._annotations], f"{where}image_id")
+        for annotation in self._annotations:
+            segments = f"{where}segments_info of {annotation['file_name']}"
+            require_keys(annotation["segments_info"], ("id", "category_id"), segments)
+            _check_unique([segment["id"] for segment in annotation["segments_info"]], f"{segments}: id")
             for segment in annotation["segments_info"]:
                 if segment["category_id"] not in self._category_ids:
                     raise ValueError(
@@ -141,6 +151,11 @@ def _name_images(
             f"{path}: 'images' does not list the image ids of {len(unknown)} annotations: {unknown[:5]}"
         )
     return tuple(names[annotation["image_id"]] for annotation in annotations)
+
+
+def _check_unique(values: Sequence[Any], where: str) -> None:
+    if repeated := [value for value, count in Counter(values).items() if count > 1]:
+        raise ValueError(f"{where} must be unique, but {repeated[:10]} occur more than once")
 
 
 def _check_ids(present: Collection[int], listed: Collection[int], png: Path, json_path: Path) -> None:
