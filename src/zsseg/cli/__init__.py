@@ -1,0 +1,1 @@
+"""The command ``zsseg``. Nothing here imports torch before a command needs it."""

@@ -1,0 +1,149 @@
+"""``zsseg evaluate``: score a checkpoint on a data set with ground truth."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from zsseg.cli.checkpoint_loading import load_pipeline
+from zsseg.cli.messages import TracebackOption, UsageError, errors_in_one_line, log_shown
+from zsseg.cli.options import (
+    DATA_PANEL,
+    RESULT_PANEL,
+    BatchSizeOption,
+    DeviceOption,
+    LabelNames,
+    LabelNamesOption,
+    MaskThresholdOption,
+    ModelOption,
+    OverlapThresholdOption,
+    OverwriteOption,
+    SplitOption,
+    Task,
+    ThresholdOption,
+    UnseenOption,
+)
+from zsseg.cli.output_folder import check_output_folder
+
+
+def evaluate(
+    model: ModelOption,
+    coco_panoptic: Annotated[
+        Path | None,
+        typer.Option(
+            "--coco-panoptic",
+            metavar="JSON",
+            help="Panoptic ground truth in COCO's format: PQ is computed.",
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = None,
+    images: Annotated[
+        Path | None,
+        typer.Option(
+            "--images",
+            metavar="FOLDER",
+            help="Pictures of the panoptic JSON.",
+            show_default="images/ or COCO's place",
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = None,
+    panoptic: Annotated[
+        Path | None,
+        typer.Option(
+            "--panoptic",
+            metavar="FOLDER",
+            help="Panoptic PNGs of the JSON.",
+            show_default="named like the JSON",
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = None,
+    semantic: Annotated[
+        Path | None,
+        typer.Option(
+            "--semantic",
+            metavar="FOLDER",
+            help="Or semantic ground truth: images/, labels/ and classes.json. The mean IoU is computed.",
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = None,
+    split: SplitOption = None,
+    unseen: UnseenOption = None,
+    label_names: LabelNamesOption = LabelNames.CLEAN,
+    max_images: Annotated[
+        int | None,
+        typer.Option("--max-images", metavar="N", help="Only the first so many.", rich_help_panel=DATA_PANEL),
+    ] = None,
+    device: DeviceOption = None,
+    batch_size: BatchSizeOption = 1,
+    threshold: ThresholdOption = None,
+    mask_threshold: MaskThresholdOption = None,
+    overlap_mask_area_threshold: OverlapThresholdOption = None,
+    per_class: Annotated[
+        bool,
+        typer.Option("--per-class", help="Print every label's figures too.", rich_help_panel=RESULT_PANEL),
+    ] = False,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="FOLDER",
+            help="Write results.json, every label's figures included.",
+            rich_help_panel=RESULT_PANEL,
+        ),
+    ] = None,
+    overlays: Annotated[
+        int,
+        typer.Option(
+            "--overlays",
+            metavar="N",
+            help="So many pictures beside prediction and ground truth, evenly spread; into --output.",
+            rich_help_panel=RESULT_PANEL,
+        ),
+    ] = 0,
+    overwrite: OverwriteOption = False,
+    traceback: TracebackOption = False,
+) -> None:
+    """Score a checkpoint on pictures with ground truth.
+
+    Predicts over all labels, seen and unseen, and prints the averages in both
+    conventions of the literature: over the labels that occur, and over all of
+    them with absent ones as 0.
+
+    Example: zsseg evaluate --semantic camvid/val --model CHECKPOINT --per-class
+    """
+    with errors_in_one_line(show_traceback=traceback), log_shown():
+        if (coco_panoptic is None) == (semantic is None):
+            raise UsageError("name the ground truth: either --coco-panoptic JSON or --semantic FOLDER")
+        if semantic is not None and (images is not None or panoptic is not None):
+            raise UsageError("--images and --panoptic belong to --coco-panoptic")
+        thresholds = {
+            "threshold": threshold,
+            "mask_threshold": mask_threshold,
+            "overlap_mask_area_threshold": overlap_mask_area_threshold,
+        }
+        if semantic is not None and any(value is not None for value in thresholds.values()):
+            raise UsageError("the mean IoU of --semantic uses no thresholds; leave them out")
+        if overlays and output is None:
+            raise UsageError("--overlays needs --output, where the pictures go")
+        if output is not None:
+            check_output_folder(output, overwrite=overwrite)
+        from zsseg.cli.evaluation_run import EvaluationRun
+        from zsseg.cli.ground_truth import LabelSetup, open_coco_panoptic, open_semantic
+
+        labels = LabelSetup(split, unseen, label_names)
+        dataset = (
+            open_semantic(semantic, labels)
+            if semantic is not None
+            else open_coco_panoptic(Path(str(coco_panoptic)), images, panoptic, labels)
+        )
+        task = Task.PANOPTIC if semantic is None else Task.SEMANTIC
+        segmenter = load_pipeline(task.value, model, device=device)
+        run = EvaluationRun(dataset, task, labels, max_images)
+        run.print_setup(model, segmenter)
+        run.evaluate(segmenter, output=output, overlays=overlays, batch_size=batch_size, **thresholds)
+        run.print_averages()
+        if per_class:
+            run.print_per_class()
+        if output is not None:
+            run.write(output, model, thresholds)

@@ -1,0 +1,50 @@
+"""The entry point: the commands and what they share."""
+
+from typing import Annotated
+
+import typer
+
+from zsseg import __version__
+from zsseg.cli.commands.env import env
+from zsseg.cli.commands.evaluate import evaluate
+from zsseg.cli.commands.segment import segment
+from zsseg.cli.commands.train import train
+
+app = typer.Typer(
+    name="zsseg",
+    help="Segment pictures into things and stuff named by words.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    rich_markup_mode="rich",
+    context_settings={"help_option_names": ["--help", "-h"]},
+)
+app.command()(segment)
+app.command()(evaluate)
+app.add_typer(train)
+app.command()(env)
+
+
+def print_version(is_asked: bool) -> None:
+    """Print the version and stop."""
+    if is_asked:
+        typer.echo(f"zsseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    version: Annotated[
+        bool, typer.Option("--version", callback=print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Segment pictures into things and stuff named by words."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()
+
+
+if __name__ == "__main__":
+    main()
