@@ -31,6 +31,8 @@ class ZeroShotSegmentationImagesKwargs(ImagesKwargs, total=False):  # type: igno
 def compute_resized_size(height: int, width: int, size: SizeDict) -> tuple[int, int]:
     """(height, width) after resizing, at least one pixel a side whatever the aspect ratio.
 
+    As in transformers' processors, a picture whose shorter edge already has its new size stays as it is.
+
     Args:
         height: of the picture.
         width: of the picture.

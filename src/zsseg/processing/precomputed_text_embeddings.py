@@ -12,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 FILE_NAME = "text_embeddings.safetensors"
+UNIT_NORM_ROUNDING = 1e-6
 
 
 class PrecomputedTextEmbeddings:
@@ -42,6 +43,7 @@ text tower: use one of its names, or a checkpoint with a text tower
         if len(set(names)) != len(names):
             raise ValueError("names must be unique: drop the repeated ones with their vectors")
         norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+        norms[np.abs(norms - 1) < UNIT_NORM_ROUNDING] = 1  # so that what was saved is what is loaded
         if not np.isfinite(vectors).all() or (norms == 0).any():
             raise ValueError("every vector must be finite and not zero")
         self.names = tuple(names)

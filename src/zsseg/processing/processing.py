@@ -8,6 +8,8 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoImageProcessor, AutoTokenizer, BatchFeature, ProcessorMixin
 from transformers.utils import ModelOutput, cached_file
 
@@ -141,32 +143,25 @@ class ZeroShotSegmentationProcessor(ProcessorMixin):
 
     def _tokenize(self, texts: Sequence[str], templates: Sequence[str]) -> dict[str, Tensor]:
         prompts = [prompt for text in texts for prompt in fill_prompts(text, templates)]
-        # A tokenizer without a mask (SigLIP's) belongs to a tower that was trained on full contexts.
-        has_mask = "attention_mask" in self.tokenizer.model_input_names
-        tokens = self.tokenizer(
-            prompts,
-            padding=True if has_mask else "max_length",
-            padding_side="right",
-            truncation=False,
-            return_attention_mask=True,
-            return_tensors="pt",
-        )
+        tokens = [torch.tensor(ids) for ids in self.tokenizer(prompts, truncation=False)["input_ids"]]
         limit = self.tokenizer.model_max_length
-        lengths = tokens["attention_mask"].sum(dim=1)
-        if limit < UNLIMITED_TOKENS and int(lengths.max()) > limit:
-            longest = int(lengths.argmax())
+        lengths = torch.tensor([len(ids) for ids in tokens])
+        longest = int(lengths.argmax())
+        if limit < UNLIMITED_TOKENS and int(lengths[longest]) > limit:
             text = texts[longest // len(templates)]
             raise ValueError(
                 f"the label {text[:60]!r}… takes {int(lengths[longest])} tokens in its prompt, but the text "
                 f"tower reads {limit}: shorten it"
             )
+        padding_id = self.tokenizer.pad_token_id or 0
+        input_ids = pad_sequence(tokens, batch_first=True, padding_value=padding_id)
+        attention_mask = (torch.arange(input_ids.shape[1]) < lengths[:, None]).long()
+        if "attention_mask" not in self.tokenizer.model_input_names:
+            # The tower of such a tokenizer (SigLIP's) was trained on full contexts, padding included.
+            input_ids = F.pad(input_ids, (0, limit - input_ids.shape[1]), value=padding_id)
+            attention_mask = torch.ones_like(input_ids)
         shape = (len(texts), len(templates), -1)
-        return {
-            "input_ids": tokens["input_ids"].view(shape),
-            "attention_mask": (
-                tokens["attention_mask"] if has_mask else torch.ones_like(tokens["input_ids"])
-            ).view(shape),
-        }
+        return {"input_ids": input_ids.view(shape), "attention_mask": attention_mask.view(shape)}
 
     def merge_panoptic(
         self,
@@ -258,7 +253,7 @@ class ZeroShotSegmentationProcessor(ProcessorMixin):
                     target_size=image.target_size,
                     valid_fraction=image.valid_fraction,
                 )
-            ).long()
+            )
             for image in _split_outputs(outputs, target_sizes)
         ]
 
@@ -331,6 +326,11 @@ class ZeroShotSegmentationProcessor(ProcessorMixin):
         """
         hub_arguments = {name: kwargs[name] for name in HUB_ARGUMENTS if kwargs.get(name) is not None}
         config, _ = cls.get_processor_dict(pretrained_model_name_or_path, **hub_arguments)
+        if not config:
+            raise OSError(
+                f"there is no processor_config.json in {str(pretrained_model_name_or_path)!r}: pass a folder "
+                "that save_pretrained wrote, or a Hub id"
+            )
         if "text_source" not in config:
             raise ValueError(
                 f"{str(pretrained_model_name_or_path)!r} holds a processor of class "
