@@ -6,7 +6,6 @@ families join their tables. :func:`register` does it at once.
 """
 
 import importlib
-import importlib.abc
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -123,7 +122,7 @@ def _register_imported(waiting: dict[str, Callable[[], None]]) -> None:
             register_half()
 
 
-class _ImportWatcher(importlib.abc.MetaPathFinder):
+class _ImportWatcher:
     """Finds modules of transformers and zsseg as Python does; knows when the outermost is imported."""
 
     def __init__(self, waiting: dict[str, Callable[[], None]]) -> None:
@@ -137,7 +136,8 @@ class _ImportWatcher(importlib.abc.MetaPathFinder):
             return None
         spec = PathFinder.find_spec(fullname, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _WatchedLoader(spec.loader, self)
+            loader: Any = _WatchedLoader(spec.loader, self)
+            spec.loader = loader
         return spec
 
     def run(self, loader: Any, module: ModuleType) -> None:
@@ -153,7 +153,7 @@ class _ImportWatcher(importlib.abc.MetaPathFinder):
                 sys.meta_path.remove(self)
 
 
-class _WatchedLoader(importlib.abc.Loader):
+class _WatchedLoader:
     def __init__(self, loader: Any, watcher: _ImportWatcher) -> None:
         self._loader = loader
         self._watcher = watcher
