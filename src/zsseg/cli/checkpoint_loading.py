@@ -68,7 +68,10 @@ def quieten_transformers() -> None:
 def _check_family(model: str) -> None:
     from transformers import PreTrainedConfig
 
-    model_type = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
+    try:
+        model_type = PreTrainedConfig.get_config_dict(model)[0].get("model_type")
+    except OSError as error:
+        raise OSError(f"cannot load the checkpoint {model!r}: {error}") from error
     if not str(model_type).startswith(MODEL_TYPE_PREFIX):
         raise ValueError(
             f"{model} is a checkpoint of model type {model_type!r}, not one of zsseg; `zsseg train concat "

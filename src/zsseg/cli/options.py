@@ -37,6 +37,17 @@ def check_share(value: float | None) -> float | None:
     return value
 
 
+def check_count(value: int | None) -> int | None:
+    """Refuse what is no number of things.
+
+    Raises:
+        typer.BadParameter: below 1.
+    """
+    if value is not None and value < 1:
+        raise typer.BadParameter(f"it must be at least 1, got {value}")
+    return value
+
+
 ModelOption = Annotated[
     str,
     typer.Option(
@@ -60,7 +71,11 @@ DeviceOption = Annotated[
 BatchSizeOption = Annotated[
     int,
     typer.Option(
-        "--batch-size", metavar="N", help="Images in one forward pass.", rich_help_panel=CHECKPOINT_PANEL
+        "--batch-size",
+        metavar="N",
+        callback=check_count,
+        help="Images in one forward pass.",
+        rich_help_panel=CHECKPOINT_PANEL,
     ),
 ]
 ThresholdOption = Annotated[

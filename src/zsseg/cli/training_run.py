@@ -67,6 +67,9 @@ def build_stage_arguments(
         UsageError: if nothing says how many steps to take.
     """
     sections = {name: from_file.get(name, {}) for name in CONCAT_STAGES}
+    for name, section in sections.items():
+        if not isinstance(section, Mapping):
+            raise ValueError(f"{name!r} must hold training arguments of that stage by name, got {section!r}")
     shared = {name: value for name, value in from_file.items() if name not in CONCAT_STAGES}
     if "output_dir" in shared or any("output_dir" in section for section in sections.values()):
         raise ValueError("the arguments name an output_dir, but --output does; take it out of the file")

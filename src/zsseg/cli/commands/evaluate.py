@@ -22,6 +22,7 @@ from zsseg.cli.options import (
     Task,
     ThresholdOption,
     UnseenOption,
+    check_count,
 )
 from zsseg.cli.output_folder import check_output_folder
 
@@ -71,7 +72,13 @@ def evaluate(
     label_names: LabelNamesOption = LabelNames.CLEAN,
     max_images: Annotated[
         int | None,
-        typer.Option("--max-images", metavar="N", help="Only the first so many.", rich_help_panel=DATA_PANEL),
+        typer.Option(
+            "--max-images",
+            metavar="N",
+            callback=check_count,
+            help="Only the first so many.",
+            rich_help_panel=DATA_PANEL,
+        ),
     ] = None,
     device: DeviceOption = None,
     batch_size: BatchSizeOption = 1,
