@@ -26,88 +26,97 @@ from zsseg.cli.options import (
 )
 from zsseg.cli.output_folder import check_output_folder
 
+CocoPanopticOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--coco-panoptic",
+        metavar="JSON",
+        help="Panoptic ground truth in COCO's format: PQ is computed.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--images",
+        metavar="FOLDER",
+        help="Pictures of the panoptic JSON.",
+        show_default="images/ or COCO's place",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+PanopticOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--panoptic",
+        metavar="FOLDER",
+        help="Panoptic PNGs of the JSON.",
+        show_default="named like the JSON",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+SemanticOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--semantic",
+        metavar="FOLDER",
+        help="Or semantic ground truth: images/, labels/ and classes.json. The mean IoU is computed.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+MaxImagesOption = Annotated[
+    int | None,
+    typer.Option(
+        "--max-images",
+        metavar="N",
+        callback=check_count,
+        help="Only the first so many.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+PerClassOption = Annotated[
+    bool,
+    typer.Option("--per-class", help="Print every label's figures too.", rich_help_panel=RESULT_PANEL),
+]
+OutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        help="Write results.json, every label's figures included.",
+        rich_help_panel=RESULT_PANEL,
+    ),
+]
+OverlaysOption = Annotated[
+    int,
+    typer.Option(
+        "--overlays",
+        metavar="N",
+        help="So many pictures beside prediction and ground truth, evenly spread; into --output.",
+        rich_help_panel=RESULT_PANEL,
+    ),
+]
+
 
 def evaluate(
     model: ModelOption,
-    coco_panoptic: Annotated[
-        Path | None,
-        typer.Option(
-            "--coco-panoptic",
-            metavar="JSON",
-            help="Panoptic ground truth in COCO's format: PQ is computed.",
-            rich_help_panel=DATA_PANEL,
-        ),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            "--images",
-            metavar="FOLDER",
-            help="Pictures of the panoptic JSON.",
-            show_default="images/ or COCO's place",
-            rich_help_panel=DATA_PANEL,
-        ),
-    ] = None,
-    panoptic: Annotated[
-        Path | None,
-        typer.Option(
-            "--panoptic",
-            metavar="FOLDER",
-            help="Panoptic PNGs of the JSON.",
-            show_default="named like the JSON",
-            rich_help_panel=DATA_PANEL,
-        ),
-    ] = None,
-    semantic: Annotated[
-        Path | None,
-        typer.Option(
-            "--semantic",
-            metavar="FOLDER",
-            help="Or semantic ground truth: images/, labels/ and classes.json. The mean IoU is computed.",
-            rich_help_panel=DATA_PANEL,
-        ),
-    ] = None,
+    coco_panoptic: CocoPanopticOption = None,
+    images: ImagesOption = None,
+    panoptic: PanopticOption = None,
+    semantic: SemanticOption = None,
     split: SplitOption = None,
     unseen: UnseenOption = None,
     label_names: LabelNamesOption = LabelNames.CLEAN,
-    max_images: Annotated[
-        int | None,
-        typer.Option(
-            "--max-images",
-            metavar="N",
-            callback=check_count,
-            help="Only the first so many.",
-            rich_help_panel=DATA_PANEL,
-        ),
-    ] = None,
+    max_images: MaxImagesOption = None,
     device: DeviceOption = None,
     batch_size: BatchSizeOption = 1,
     threshold: ThresholdOption = None,
     mask_threshold: MaskThresholdOption = None,
     overlap_mask_area_threshold: OverlapThresholdOption = None,
-    per_class: Annotated[
-        bool,
-        typer.Option("--per-class", help="Print every label's figures too.", rich_help_panel=RESULT_PANEL),
-    ] = False,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FOLDER",
-            help="Write results.json, every label's figures included.",
-            rich_help_panel=RESULT_PANEL,
-        ),
-    ] = None,
-    overlays: Annotated[
-        int,
-        typer.Option(
-            "--overlays",
-            metavar="N",
-            help="So many pictures beside prediction and ground truth, evenly spread; into --output.",
-            rich_help_panel=RESULT_PANEL,
-        ),
-    ] = 0,
+    per_class: PerClassOption = False,
+    output: OutputOption = None,
+    overlays: OverlaysOption = 0,
     overwrite: OverwriteOption = False,
     traceback: TracebackOption = False,
 ) -> None:

@@ -36,89 +36,98 @@ class Dtype(StrEnum):
     FLOAT16 = "float16"
 
 
+ImagesArgument = Annotated[
+    list[str], typer.Argument(metavar="IMAGE...", help="Files, folders, patterns or URLs.")
+]
+LabelsOption = Annotated[
+    str,
+    typer.Option(
+        "--labels",
+        "-l",
+        metavar="LABELS",
+        help=f"What to find. {LABELS_SYNTAX}",
+        rich_help_panel=LABELS_PANEL,
+    ),
+]
+OutputOption = Annotated[
+    Path,
+    typer.Option("--output", "-o", metavar="FOLDER", help="Where to write.", rich_help_panel=RESULT_PANEL),
+]
+StuffOption = Annotated[
+    str,
+    typer.Option(
+        "--stuff",
+        metavar="LABELS",
+        help="Those of the labels that are stuff: one segment each, not one an instance.",
+        rich_help_panel=LABELS_PANEL,
+    ),
+]
+UnseenOption = Annotated[
+    str,
+    typer.Option(
+        "--unseen",
+        metavar="LABELS",
+        help="Those of the labels to mark as unseen in training (a star).",
+        rich_help_panel=LABELS_PANEL,
+    ),
+]
+TaskOption = Annotated[
+    Task,
+    typer.Option(
+        "--task",
+        metavar="TASK",
+        help="panoptic: segments with scores, the rest void; semantic: every pixel gets a label.",
+        rich_help_panel=RESULT_PANEL,
+    ),
+]
+DtypeOption = Annotated[
+    Dtype | None,
+    typer.Option(
+        "--dtype",
+        metavar="DTYPE",
+        help="Of the weights: float32, bfloat16 or float16.",
+        show_default="the checkpoint's",
+        rich_help_panel=CHECKPOINT_PANEL,
+    ),
+]
+SizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--size",
+        min=32,
+        metavar="PIXELS",
+        help="Shortest edge that the model sees; the longest is at most 5/3 of it.",
+        show_default="the checkpoint's",
+        rich_help_panel=CHECKPOINT_PANEL,
+    ),
+]
+FontOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--font",
+        metavar="FILE",
+        help="A TrueType font, for labels outside Latin script.",
+        rich_help_panel=RESULT_PANEL,
+    ),
+]
+
+
 def segment(
-    images: Annotated[
-        list[str], typer.Argument(metavar="IMAGE...", help="Files, folders, patterns or URLs.")
-    ],
-    labels: Annotated[
-        str,
-        typer.Option(
-            "--labels",
-            "-l",
-            metavar="LABELS",
-            help=f"What to find. {LABELS_SYNTAX}",
-            rich_help_panel=LABELS_PANEL,
-        ),
-    ],
+    images: ImagesArgument,
+    labels: LabelsOption,
     model: ModelOption,
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output", "-o", metavar="FOLDER", help="Where to write.", rich_help_panel=RESULT_PANEL
-        ),
-    ],
-    stuff: Annotated[
-        str,
-        typer.Option(
-            "--stuff",
-            metavar="LABELS",
-            help="Those of the labels that are stuff: one segment each, not one an instance.",
-            rich_help_panel=LABELS_PANEL,
-        ),
-    ] = "",
-    unseen: Annotated[
-        str,
-        typer.Option(
-            "--unseen",
-            metavar="LABELS",
-            help="Those of the labels to mark as unseen in training (a star).",
-            rich_help_panel=LABELS_PANEL,
-        ),
-    ] = "",
-    task: Annotated[
-        Task,
-        typer.Option(
-            "--task",
-            metavar="TASK",
-            help="panoptic: segments with scores, the rest void; semantic: every pixel gets a label.",
-            rich_help_panel=RESULT_PANEL,
-        ),
-    ] = Task.PANOPTIC,
+    output: OutputOption,
+    stuff: StuffOption = "",
+    unseen: UnseenOption = "",
+    task: TaskOption = Task.PANOPTIC,
     threshold: ThresholdOption = None,
     mask_threshold: MaskThresholdOption = None,
     overlap_mask_area_threshold: OverlapThresholdOption = None,
     device: DeviceOption = None,
-    dtype: Annotated[
-        Dtype | None,
-        typer.Option(
-            "--dtype",
-            metavar="DTYPE",
-            help="Of the weights: float32, bfloat16 or float16.",
-            show_default="the checkpoint's",
-            rich_help_panel=CHECKPOINT_PANEL,
-        ),
-    ] = None,
+    dtype: DtypeOption = None,
     batch_size: BatchSizeOption = 1,
-    size: Annotated[
-        int | None,
-        typer.Option(
-            "--size",
-            min=32,
-            metavar="PIXELS",
-            help="Shortest edge that the model sees; the longest is at most 5/3 of it.",
-            show_default="the checkpoint's",
-            rich_help_panel=CHECKPOINT_PANEL,
-        ),
-    ] = None,
-    font: Annotated[
-        Path | None,
-        typer.Option(
-            "--font",
-            metavar="FILE",
-            help="A TrueType font, for labels outside Latin script.",
-            rich_help_panel=RESULT_PANEL,
-        ),
-    ] = None,
+    size: SizeOption = None,
+    font: FontOption = None,
     overwrite: OverwriteOption = False,
     traceback: TracebackOption = False,
 ) -> None:

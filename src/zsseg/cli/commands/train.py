@@ -51,260 +51,284 @@ def train_a_family() -> None:
     """Train a family's model; needs the extra "train"."""
 
 
+DataOption = Annotated[
+    Path,
+    typer.Option(
+        "--data",
+        metavar="PATH",
+        help="A folder of images/, labels/ and classes.json, or a JSON in COCO's panoptic format.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+OutputOption = Annotated[
+    Path,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        help="A folder for each stage, and checkpoint/ at the end.",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
+StageOption = Annotated[
+    StageChoice,
+    typer.Option(
+        "--stage",
+        metavar="STAGE",
+        help="warmup: pixels are classified densely; segmentor: queries learn masks; all: both.",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="A CONCAT checkpoint.",
+        show_default=False,
+        rich_help_panel=START_PANEL,
+    ),
+]
+Mask2formerOption = Annotated[
+    str | None,
+    typer.Option(
+        "--mask2former",
+        metavar="NAME",
+        help="Or its parts: a Mask2Former checkpoint,",
+        show_default=False,
+        rich_help_panel=START_PANEL,
+    ),
+]
+ClipOption = Annotated[
+    str | None,
+    typer.Option(
+        "--clip",
+        metavar="NAME",
+        help="and a CLIP or other text encoder.",
+        show_default=False,
+        rich_help_panel=START_PANEL,
+    ),
+]
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--images",
+        metavar="FOLDER",
+        help="Pictures of a panoptic JSON.",
+        show_default="images/ or COCO's place",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+ValOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--val",
+        metavar="PATH",
+        help="Evaluate on this during the segmentor stage and keep the best checkpoint.",
+        show_default=False,
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+ValImagesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--val-images",
+        metavar="FOLDER",
+        help="Pictures of its panoptic JSON.",
+        show_default="images/ or COCO's place",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+UnseenPolicyOption = Annotated[
+    UnseenPolicy,
+    typer.Option(
+        "--unseen-policy",
+        metavar="POLICY",
+        help="drop_images: leave out pictures with an unseen segment, as zero-shot panoptic segmentation "
+        "asks; ignore_pixels: keep them, hide those pixels: an easier protocol to be named beside any "
+        "figure.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+SizeOption = Annotated[
+    tuple[int, int],
+    typer.Option("--size", metavar="H W", help="Pixels of a training crop.", rich_help_panel=RECIPE_PANEL),
+]
+MinScaleOption = Annotated[
+    float,
+    typer.Option(
+        "--min-scale",
+        metavar="X",
+        help="Smallest factor of the scale jitter.",
+        rich_help_panel=RECIPE_PANEL,
+    ),
+]
+MaxScaleOption = Annotated[
+    float,
+    typer.Option(
+        "--max-scale",
+        metavar="X",
+        help="Largest factor of the scale jitter.",
+        rich_help_panel=RECIPE_PANEL,
+    ),
+]
+StepsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--steps",
+        metavar="N",
+        help="Optimizer steps of each stage.",
+        show_default=False,
+        rich_help_panel=RECIPE_PANEL,
+    ),
+]
+BatchSizeOption = Annotated[
+    int | None,
+    typer.Option(
+        "--batch-size",
+        metavar="N",
+        help="Images in one forward pass of a device.",
+        show_default="16",
+        rich_help_panel=RECIPE_PANEL,
+    ),
+]
+GradientAccumulationStepsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--gradient-accumulation-steps",
+        metavar="N",
+        help="Forward passes for one step.",
+        show_default="1",
+        rich_help_panel=RECIPE_PANEL,
+    ),
+]
+LearningRateOption = Annotated[
+    float | None,
+    typer.Option(
+        "--learning-rate",
+        metavar="X",
+        help="Peak of AdamW.",
+        show_default="1e-4",
+        rich_help_panel=RECIPE_PANEL,
+    ),
+]
+MaxGradNormOption = Annotated[
+    float | None,
+    typer.Option(
+        "--max-grad-norm",
+        metavar="X",
+        help="Longest gradient; longer ones are clipped.",
+        show_default="0.01",
+        rich_help_panel=RECIPE_PANEL,
+    ),
+]
+MixedPrecisionOption = Annotated[
+    MixedPrecision | None,
+    typer.Option(
+        "--mixed-precision",
+        metavar="DTYPE",
+        help="Autocast: no, bf16 or fp16.",
+        show_default="no",
+        rich_help_panel=RECIPE_PANEL,
+    ),
+]
+SeedOption = Annotated[
+    int | None,
+    typer.Option(
+        "--seed",
+        metavar="N",
+        help="Of data order, augmentation and sampling, and of new weights.",
+        show_default="0",
+        rich_help_panel=RECIPE_PANEL,
+    ),
+]
+ArgumentsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--arguments",
+        metavar="JSON",
+        help="Any training argument by name; those under a stage's name are for it alone. Options given "
+        "here win.",
+        show_default=False,
+        rich_help_panel=RECIPE_PANEL,
+    ),
+]
+EvaluateEveryOption = Annotated[
+    int | None,
+    typer.Option(
+        "--evaluate-every",
+        metavar="N",
+        help="Steps between evaluations on --val.",
+        show_default="the end only",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
+SaveEveryOption = Annotated[
+    int | None,
+    typer.Option(
+        "--save-every",
+        metavar="N",
+        help="Steps between checkpoints.",
+        show_default="500",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
+NumWorkersOption = Annotated[
+    int | None,
+    typer.Option(
+        "--num-workers",
+        metavar="N",
+        help="Processes that load data.",
+        show_default="1",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
+ResumeOption = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on where a run of the same options stopped.",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option("--overwrite", help="Start anew in a folder that holds a run.", rich_help_panel=RUN_PANEL),
+]
+
+
 @train.command()
 def concat(
-    data: Annotated[
-        Path,
-        typer.Option(
-            "--data",
-            metavar="PATH",
-            help="A folder of images/, labels/ and classes.json, or a JSON in COCO's panoptic format.",
-            rich_help_panel=DATA_PANEL,
-        ),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "--output",
-            "-o",
-            metavar="FOLDER",
-            help="A folder for each stage, and checkpoint/ at the end.",
-            rich_help_panel=RUN_PANEL,
-        ),
-    ],
-    stage: Annotated[
-        StageChoice,
-        typer.Option(
-            "--stage",
-            metavar="STAGE",
-            help="warmup: pixels are classified densely; segmentor: queries learn masks; all: both.",
-            rich_help_panel=RUN_PANEL,
-        ),
-    ] = StageChoice.ALL,
-    model: Annotated[
-        str | None,
-        typer.Option(
-            "--model",
-            "-m",
-            metavar="NAME",
-            help="A CONCAT checkpoint.",
-            show_default=False,
-            rich_help_panel=START_PANEL,
-        ),
-    ] = None,
-    mask2former: Annotated[
-        str | None,
-        typer.Option(
-            "--mask2former",
-            metavar="NAME",
-            help="Or its parts: a Mask2Former checkpoint,",
-            show_default=False,
-            rich_help_panel=START_PANEL,
-        ),
-    ] = None,
-    clip: Annotated[
-        str | None,
-        typer.Option(
-            "--clip",
-            metavar="NAME",
-            help="and a CLIP or other text encoder.",
-            show_default=False,
-            rich_help_panel=START_PANEL,
-        ),
-    ] = None,
-    images: Annotated[
-        Path | None,
-        typer.Option(
-            "--images",
-            metavar="FOLDER",
-            help="Pictures of a panoptic JSON.",
-            show_default="images/ or COCO's place",
-            rich_help_panel=DATA_PANEL,
-        ),
-    ] = None,
-    val: Annotated[
-        Path | None,
-        typer.Option(
-            "--val",
-            metavar="PATH",
-            help="Evaluate on this during the segmentor stage and keep the best checkpoint.",
-            show_default=False,
-            rich_help_panel=DATA_PANEL,
-        ),
-    ] = None,
-    val_images: Annotated[
-        Path | None,
-        typer.Option(
-            "--val-images",
-            metavar="FOLDER",
-            help="Pictures of its panoptic JSON.",
-            show_default="images/ or COCO's place",
-            rich_help_panel=DATA_PANEL,
-        ),
-    ] = None,
+    data: DataOption,
+    output: OutputOption,
+    stage: StageOption = StageChoice.ALL,
+    model: ModelOption = None,
+    mask2former: Mask2formerOption = None,
+    clip: ClipOption = None,
+    images: ImagesOption = None,
+    val: ValOption = None,
+    val_images: ValImagesOption = None,
     split: SplitOption = None,
     unseen: UnseenOption = None,
     label_names: LabelNamesOption = LabelNames.CLEAN,
-    unseen_policy: Annotated[
-        UnseenPolicy,
-        typer.Option(
-            "--unseen-policy",
-            metavar="POLICY",
-            help="drop_images: leave out pictures with an unseen segment, as zero-shot panoptic segmentation "
-            "asks; ignore_pixels: keep them, hide those pixels: an easier protocol to be named beside any "
-            "figure.",
-            rich_help_panel=DATA_PANEL,
-        ),
-    ] = UnseenPolicy.DROP_IMAGES,
-    size: Annotated[
-        tuple[int, int],
-        typer.Option(
-            "--size", metavar="H W", help="Pixels of a training crop.", rich_help_panel=RECIPE_PANEL
-        ),
-    ] = (928, 928),
-    min_scale: Annotated[
-        float,
-        typer.Option(
-            "--min-scale",
-            metavar="X",
-            help="Smallest factor of the scale jitter.",
-            rich_help_panel=RECIPE_PANEL,
-        ),
-    ] = 0.1,
-    max_scale: Annotated[
-        float,
-        typer.Option(
-            "--max-scale",
-            metavar="X",
-            help="Largest factor of the scale jitter.",
-            rich_help_panel=RECIPE_PANEL,
-        ),
-    ] = 2.0,
-    steps: Annotated[
-        int | None,
-        typer.Option(
-            "--steps",
-            metavar="N",
-            help="Optimizer steps of each stage.",
-            show_default=False,
-            rich_help_panel=RECIPE_PANEL,
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            "--batch-size",
-            metavar="N",
-            help="Images in one forward pass of a device.",
-            show_default="16",
-            rich_help_panel=RECIPE_PANEL,
-        ),
-    ] = None,
-    gradient_accumulation_steps: Annotated[
-        int | None,
-        typer.Option(
-            "--gradient-accumulation-steps",
-            metavar="N",
-            help="Forward passes for one step.",
-            show_default="1",
-            rich_help_panel=RECIPE_PANEL,
-        ),
-    ] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(
-            "--learning-rate",
-            metavar="X",
-            help="Peak of AdamW.",
-            show_default="1e-4",
-            rich_help_panel=RECIPE_PANEL,
-        ),
-    ] = None,
-    max_grad_norm: Annotated[
-        float | None,
-        typer.Option(
-            "--max-grad-norm",
-            metavar="X",
-            help="Longest gradient; longer ones are clipped.",
-            show_default="0.01",
-            rich_help_panel=RECIPE_PANEL,
-        ),
-    ] = None,
-    mixed_precision: Annotated[
-        MixedPrecision | None,
-        typer.Option(
-            "--mixed-precision",
-            metavar="DTYPE",
-            help="Autocast: no, bf16 or fp16.",
-            show_default="no",
-            rich_help_panel=RECIPE_PANEL,
-        ),
-    ] = None,
-    seed: Annotated[
-        int | None,
-        typer.Option(
-            "--seed",
-            metavar="N",
-            help="Of data order, augmentation and sampling, and of new weights.",
-            show_default="0",
-            rich_help_panel=RECIPE_PANEL,
-        ),
-    ] = None,
-    arguments: Annotated[
-        Path | None,
-        typer.Option(
-            "--arguments",
-            metavar="JSON",
-            help="Any training argument by name; those under a stage's name are for it alone. Options given "
-            "here win.",
-            show_default=False,
-            rich_help_panel=RECIPE_PANEL,
-        ),
-    ] = None,
-    evaluate_every: Annotated[
-        int | None,
-        typer.Option(
-            "--evaluate-every",
-            metavar="N",
-            help="Steps between evaluations on --val.",
-            show_default="the end only",
-            rich_help_panel=RUN_PANEL,
-        ),
-    ] = None,
-    save_every: Annotated[
-        int | None,
-        typer.Option(
-            "--save-every",
-            metavar="N",
-            help="Steps between checkpoints.",
-            show_default="500",
-            rich_help_panel=RUN_PANEL,
-        ),
-    ] = None,
-    num_workers: Annotated[
-        int | None,
-        typer.Option(
-            "--num-workers",
-            metavar="N",
-            help="Processes that load data.",
-            show_default="1",
-            rich_help_panel=RUN_PANEL,
-        ),
-    ] = None,
-    resume: Annotated[
-        bool,
-        typer.Option(
-            "--resume",
-            help="Go on where a run of the same options stopped.",
-            rich_help_panel=RUN_PANEL,
-        ),
-    ] = False,
-    overwrite: Annotated[
-        bool,
-        typer.Option(
-            "--overwrite", help="Start anew in a folder that holds a run.", rich_help_panel=RUN_PANEL
-        ),
-    ] = False,
+    unseen_policy: UnseenPolicyOption = UnseenPolicy.DROP_IMAGES,
+    size: SizeOption = (928, 928),
+    min_scale: MinScaleOption = 0.1,
+    max_scale: MaxScaleOption = 2.0,
+    steps: StepsOption = None,
+    batch_size: BatchSizeOption = None,
+    gradient_accumulation_steps: GradientAccumulationStepsOption = None,
+    learning_rate: LearningRateOption = None,
+    max_grad_norm: MaxGradNormOption = None,
+    mixed_precision: MixedPrecisionOption = None,
+    seed: SeedOption = None,
+    arguments: ArgumentsOption = None,
+    evaluate_every: EvaluateEveryOption = None,
+    save_every: SaveEveryOption = None,
+    num_workers: NumWorkersOption = None,
+    resume: ResumeOption = False,
+    overwrite: OverwriteOption = False,
     traceback: TracebackOption = False,
 ) -> None:
     """Train CONCAT's segmentor on the seen labels of a data set.
