@@ -1,32 +1,38 @@
 """Which query wins each pixel, at a cost that follows the boundaries instead of pixels × queries.
 
-A bilinear value is a convex combination of the four samples around it, and sigmoid is monotone. So the
-samples at a cell's corners bound every query's weighted probability over all pixels of the cell. Where one
-query's lower bound beats all other upper bounds, it wins the cell and no pixel is computed. Only the pixels
-of contested cells are interpolated, and only for the queries that could win there. The bounds are taken in
-float32 with a margin far above its rounding, the pixels in float64: the result is that of comparing every
-query at every pixel.
+Where the bounds of one query's score × mask probability lie above those of all others, it wins a whole block
+of cells, and no pixel is computed. Only blocks that the bounds leave open are looked at cell by cell, only
+open cells pixel by pixel, and there only the queries that could win. The bounds are taken in float32 with a
+margin far above its rounding, the pixels in float64: the result is that of comparing every query at every
+pixel.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
 from zsseg.postprocessing.bilinear import SamplingAxis
+from zsseg.postprocessing.mask_bounds import (
+    BLOCK_SIDE,
+    BlockAxis,
+    Bounds,
+    MaskSamples,
+    build_block_axis,
+    build_bounds,
+    compute_block_extremes,
+    compute_cell_extremes,
+    compute_weighted,
+    lower_with_margin,
+)
 from zsseg.postprocessing.query_logits import compute_sigmoid
 
 NOBODY = -1
-# Slack of the bounds. Float32 sigmoid, product and rounded score are off by 1e-6 at most, subnormals aside; a
-# cell called contested without need costs time, never exactness.
-RELATIVE_MARGIN = 1e-5
-ABSOLUTE_MARGIN = 1e-30
-# Values in one work array: float32 bounds (1 MiB), float64 pixels (1 MiB).
-BOUNDS_PER_STRIP = 1 << 18
-PIXELS_PER_CHUNK = 1 << 17
+# Values in one work array: float32 bounds, float64 pixels.
+BOUNDS_PER_CHUNK = 1 << 18
+PIXELS_PER_CHUNK = 1 << 18
 # The cells of a strongly enlarged mask are taken in tiles of at most this many pixels a side.
 TILE_SIDE = 16
 
@@ -38,37 +44,34 @@ class ContestedPixels:
     Attributes:
         rows: (a, n) rows of the map; a cell with fewer than a rows repeats its last one.
         columns: (b, n) columns, likewise.
-        owner: (a, b, n) int32, the query that wins the pixel and whose mask contains it, or -1.
+        owner: (a, b, n) int16, the query that wins the pixel and whose mask contains it, or -1.
     """
 
     rows: NDArray[np.int64]
     columns: NDArray[np.int64]
-    owner: NDArray[np.int32]
+    owner: NDArray[np.int16]
 
 
 @dataclass(frozen=True, slots=True)
-class _Strip:
-    """Some rows of cells and what the bounds say of them.
+class _Cells:
+    """The cells of n blocks, M = BLOCK_SIDE² · n in all, flattened from (row, column, block).
 
     Attributes:
-        first_row: number of its first row of cells.
-        corners: (Q, rows + 1, columns + 1) float32, the logits at the corners of the cells.
-        pixels: (rows, columns) number of pixels in each cell.
-        largest: (Q, rows, columns) float32, upper bound of score × mask probability.
-        candidate: (Q, rows, columns) whether the query could win a pixel.
-        reaching: likewise, whether the query's mask could contain a pixel.
-        inside: whether it certainly contains every pixel.
-        straddling: reaching, but not inside.
+        corners: (Q, BLOCK_SIDE + 1, BLOCK_SIDE + 1, n) float32 logits.
+        block_rows: (n,) row of each block.
+        block_columns: (n,) column of each block.
+        bounds: of the M cells.
     """
 
-    first_row: int
     corners: NDArray[np.float32]
-    pixels: NDArray[np.int64]
-    largest: NDArray[np.float32]
-    candidate: NDArray[np.bool_]
-    reaching: NDArray[np.bool_]
-    inside: NDArray[np.bool_]
-    straddling: NDArray[np.bool_]
+    block_rows: NDArray[np.intp]
+    block_columns: NDArray[np.intp]
+    bounds: Bounds
+
+    def locate(self, cells: NDArray[np.intp]) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Row and column in the whole grid of some of the M cells."""
+        row, column, block = np.unravel_index(cells, (BLOCK_SIDE, BLOCK_SIDE, len(self.block_rows)))
+        return self.block_rows[block] * BLOCK_SIDE + row, self.block_columns[block] * BLOCK_SIDE + column
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,17 +82,15 @@ class _Pairs:
     So the pairs of one rank belong to the first cells, in order.
 
     Attributes:
-        rows: (n,) row of each cell in its strip.
-        columns: (n,) column of each cell.
+        cells: (n,) which of the M cells.
         place: (pairs,) number of the pair's cell among the n.
-        query: (pairs,) int32.
+        query: (pairs,) int16.
         widths: number of pairs in each rank, descending.
     """
 
-    rows: NDArray[np.intp]
-    columns: NDArray[np.intp]
+    cells: NDArray[np.intp]
     place: NDArray[np.intp]
-    query: NDArray[np.int32]
+    query: NDArray[np.int16]
     widths: list[int]
 
 
@@ -108,20 +109,38 @@ class _Tile:
     valid: NDArray[np.bool_]
 
 
+@dataclass(frozen=True, slots=True)
+class _UnsettledBlocks:
+    """n blocks with pixels that no mask contains and that several queries could win.
+
+    Attributes:
+        block_rows: (n,) row of each block.
+        block_columns: (n,) column of each block.
+        candidate: (Q, n) whether the query could win such a pixel.
+        is_whole: whether the blocks consist of such pixels, and none has been counted; else the cells with
+            several candidates are meant.
+    """
+
+    block_rows: NDArray[np.intp]
+    block_columns: NDArray[np.intp]
+    candidate: NDArray[np.bool_]
+    is_whole: bool
+
+
 class MaskCompetition:
     """Per-pixel argmax of score × sigmoid(mask), and the areas that follow from it.
 
     Queries are numbered 0..Q-1 here; a tie goes to the lower number. Areas are in pixels.
 
     Attributes:
-        cell_owner: (cell rows, cell columns) int32: the query that wins the whole cell and whose mask
+        cell_owner: (cell rows, cell columns) int16: the query that wins the whole cell and whose mask
             contains all of it; -1 where there is none.
         contested: the pixels of the cells that need a closer look.
         own_areas: (Q,) pixels of each query's own binary mask, sigmoid(mask) ≥ ``mask_threshold``.
         won_areas: (Q,) pixels where the query is the argmax, whether its own mask contains them or not; a
             lower bound until :meth:`settle_won_areas`.
         owned_areas: (Q,) pixels where it is the argmax and its own mask contains them.
-        unsettled_area: pixels that no mask contains and whose argmax is not known yet.
+        unsettled_areas: (Q,) pixels that may still be missing in ``won_areas``.
     """
 
     def __init__(
@@ -143,209 +162,231 @@ class MaskCompetition:
             columns: sampling of the map's columns on w.
             mask_threshold: in [0, 1].
         """
-        self._masks = [mask_logits[query].detach() for query in kept.tolist()]
+        self._samples = MaskSamples(mask_logits, kept)
         self._scores = scores
-        self._rows = rows
-        self._columns = columns
+        self._rows = build_block_axis(rows)
+        self._columns = build_block_axis(columns)
         self._mask_threshold = mask_threshold
-        self.cell_owner = np.full((len(rows.lower), len(columns.lower)), NOBODY, np.int32)
+        self._owner = np.full(
+            (self._rows.blocks, BLOCK_SIDE, self._columns.blocks, BLOCK_SIDE), NOBODY, np.int16
+        )
+        self.cell_owner = self._owner.reshape(self._rows.blocks * BLOCK_SIDE, -1)
         self.contested: list[ContestedPixels] = []
-        self.own_areas = np.zeros(len(kept), np.int64)
-        self.won_areas = np.zeros(len(kept), np.int64)
-        self.owned_areas = np.zeros(len(kept), np.int64)
-        self.unsettled_area = 0
-        for strip in self._strips():
-            self._decide(strip)
+        self.own_areas, self.won_areas, self.owned_areas, self.unsettled_areas = np.zeros(
+            (4, len(kept)), np.int64
+        )
+        self._unsettled: list[_UnsettledBlocks] = []
+        band = max(1, BOUNDS_PER_CHUNK // (len(kept) * self._columns.blocks))
+        for first in range(0, self._rows.blocks, band):
+            open_blocks = self._decide_blocks(first, min(first + band, self._rows.blocks))
+            for cells in self._look_closer(*open_blocks):
+                self._decide_cells(cells)
 
     def settle_won_areas(self, queries: NDArray[np.bool_]) -> None:
         """Count what is missing in the won areas of some queries: pixels that no mask contains.
 
-        They are void whoever wins them, so they are looked at only if a query's fate hangs on them.
+        They are void whoever wins them, so they are looked at only if a query's fate hangs on them. To be
+        called once.
 
         Args:
             queries: (Q,) whose won areas are to be exact afterwards.
         """
-        for strip in self._strips():
-            claimed = (strip.candidate & strip.reaching).any(0)
-            several = _count_queries(strip.candidate) > 1
-            asked = strip.candidate[queries].any(0) & several & ~claimed & (strip.pixels > 0)
-            rows, columns = np.nonzero(asked)
-            for _, pairs in self._pair(rows, columns, strip.candidate[:, rows, columns]):
-                for tile in self._tiles(strip, pairs):
-                    _, winner, _ = self._compete(self._probabilities(strip, tile, pairs), pairs)
-                    self.won_areas += self._count(winner[tile.valid])
-        self.unsettled_area = 0
+        for blocks in self._unsettled:
+            asked = np.flatnonzero(blocks.candidate[queries].any(0))
+            for cells in self._look_closer(blocks.block_rows[asked], blocks.block_columns[asked]):
+                bounds = cells.bounds
+                missing = ~bounds.claimed & (bounds.pixels > 0) & bounds.candidate[queries].any(0)
+                if not blocks.is_whole:
+                    missing &= ~bounds.is_single
+                chosen = np.flatnonzero(missing)
+                for _, pairs in self._pair(chosen, bounds.candidate[:, chosen]):
+                    for tile in self._tiles(cells, pairs):
+                        _, winner, _ = self._compete(self._probabilities(cells, tile, pairs), pairs)
+                        self.won_areas += self._count(winner[tile.valid])
 
-    def _strips(self) -> Iterator[_Strip]:
-        """Bounds of every cell, a few rows at a time; the arrays of a strip are overwritten by the next."""
-        queries, width = len(self._scores), len(self._columns.lower)
-        columns = np.append(self._columns.lower[:1], self._columns.upper)
-        scores = self._scores.astype(np.float32)[:, None, None]
-        thresholds = scores * np.float32(self._mask_threshold)
-        low_threshold = thresholds * (1 - RELATIVE_MARGIN) - ABSOLUTE_MARGIN
-        high_threshold = thresholds * (1 + RELATIVE_MARGIN) + ABSOLUTE_MARGIN
-        strip_height = min(len(self._rows.lower), max(1, BOUNDS_PER_STRIP // (queries * width)))
-        # Fresh memory would cost more than the arithmetic, so every strip works in the same arrays.
-        corners, weighted = np.empty((2, queries, strip_height + 1, width + 1), np.float32)
-        between = np.empty((queries, strip_height + 1, width), np.float32)
-        smallest, largest = np.empty((2, queries, strip_height, width), np.float32)
-        flags = np.empty((4, queries, strip_height, width), np.bool_)
-        for first in range(0, len(self._rows.lower), strip_height):
-            part = slice(first, first + strip_height)
-            rows = np.append(self._rows.lower[part][:1], self._rows.upper[part])
-            if len(rows) <= strip_height:  # the last strip, with fewer rows
-                corners, weighted, between = (array[:, : len(rows)] for array in (corners, weighted, between))
-                smallest, largest = smallest[:, : len(rows) - 1], largest[:, : len(rows) - 1]
-                flags = flags[:, :, : len(rows) - 1]
-            _gather_corners(self._masks, rows, columns, corners)
-            compute_sigmoid(corners, out=weighted)
-            np.multiply(weighted, scores, out=weighted)
-            for extreme, result in ((np.minimum, smallest), (np.maximum, largest)):
-                extreme(weighted[:, :, :-1], weighted[:, :, 1:], out=between)
-                extreme(between[:, :-1], between[:, 1:], out=result)
-            to_beat = smallest.max(0) * (1 - RELATIVE_MARGIN) - ABSOLUTE_MARGIN
-            candidate, reaching, inside, straddling = flags
-            np.greater_equal(largest, to_beat, out=candidate)
-            np.greater_equal(largest, low_threshold, out=reaching)
-            np.greater_equal(smallest, high_threshold, out=inside)
-            np.greater(reaching, inside, out=straddling)
-            yield _Strip(
-                first_row=first,
-                corners=corners,
-                pixels=np.outer(self._rows.pixel_counts[part], self._columns.pixel_counts),
-                largest=largest,
-                candidate=candidate,
-                reaching=reaching,
-                inside=inside,
-                straddling=straddling,
+    def _decide_blocks(self, first: int, stop: int) -> tuple[NDArray[np.intp], NDArray[np.intp]]:
+        """Settle what the bounds decide of some rows of blocks: rows and columns of the other blocks."""
+        extremes = compute_block_extremes(self._samples, self._rows, self._columns, first, stop)
+        smallest, largest = (
+            compute_weighted(extreme, self._scores).reshape(len(self._scores), -1) for extreme in extremes
+        )
+        edges_of_blocks = (self._rows.start[::BLOCK_SIDE], self._columns.start[::BLOCK_SIDE])
+        row_pixels, column_pixels = (np.diff(start) for start in edges_of_blocks)
+        pixels = np.outer(row_pixels[first:stop], column_pixels).ravel()
+        bounds = build_bounds(smallest, largest, self._scores, self._mask_threshold, pixels)
+
+        closed = (bounds.is_single | ~bounds.claimed) & ~bounds.straddling.any(0)
+        self.own_areas += np.einsum("qm,m->q", bounds.inside, np.where(closed, pixels, 0))
+        owner = self._count_decided(bounds, closed & bounds.is_single)
+        self._owner[first:stop] = owner.reshape(stop - first, 1, -1, 1)
+        block_rows, block_columns = np.divmod(np.arange(len(pixels)), self._columns.blocks)
+        block_rows += first
+        unsettled = np.flatnonzero(closed & ~bounds.is_single)
+        candidate = bounds.candidate[:, unsettled]
+        self.unsettled_areas += np.einsum("qm,m->q", candidate, pixels[unsettled])
+        self._unsettled.append(
+            _UnsettledBlocks(block_rows[unsettled], block_columns[unsettled], candidate, is_whole=True)
+        )
+        still_open = ~closed & (pixels > 0)
+        return block_rows[still_open], block_columns[still_open]
+
+    def _look_closer(self, block_rows: NDArray[np.intp], block_columns: NDArray[np.intp]) -> Iterator[_Cells]:
+        """Bounds of the cells of some blocks, as many blocks at a time as the work arrays hold."""
+        steps = np.arange(BLOCK_SIDE + 1)[:, None]
+        size = max(1, BOUNDS_PER_CHUNK // (len(self._scores) * (BLOCK_SIDE + 1) ** 2))
+        for first in range(0, len(block_rows), size):
+            chosen_rows, chosen_columns = (
+                block_rows[first : first + size],
+                block_columns[first : first + size],
             )
+            borders = chosen_rows * BLOCK_SIDE + steps, chosen_columns * BLOCK_SIDE + steps
+            corners = self._samples.read_windows(
+                self._rows.nodes[borders[0]], self._columns.nodes[borders[1]]
+            )
+            smallest, largest = (
+                extreme.reshape(len(self._scores), -1)
+                for extreme in compute_cell_extremes(compute_weighted(corners, self._scores))
+            )
+            row_pixels = np.diff(self._rows.start[borders[0]], axis=0)
+            column_pixels = np.diff(self._columns.start[borders[1]], axis=0)
+            pixels = (row_pixels[:, None] * column_pixels).ravel()
+            bounds = build_bounds(smallest, largest, self._scores, self._mask_threshold, pixels)
+            yield _Cells(corners, chosen_rows, chosen_columns, bounds)
 
-    def _decide(self, strip: _Strip) -> None:
-        """Settle the cells of one strip that the bounds decide, and compute the pixels of the others."""
-        claiming = strip.candidate & strip.reaching
-        claimed = claiming.any(0)
-        single = _count_queries(strip.candidate) == 1
-        decided = single & ~(claiming & strip.straddling).any(0)
-        numbers = np.arange(len(self._scores), dtype=np.int16)[:, None, None]
-        winner = np.where(decided, (strip.candidate * numbers).max(0), np.int16(NOBODY))
-        owner = np.where(claimed, winner, np.int16(NOBODY))
+    def _decide_cells(self, cells: _Cells) -> None:
+        """Settle what the bounds decide of some cells, and compute the pixels of the others."""
+        bounds, shape = cells.bounds, (BLOCK_SIDE, BLOCK_SIDE, len(cells.block_rows))
+        claiming = bounds.candidate & bounds.reaching
+        decided = bounds.is_single & ~(claiming & bounds.straddling).any(0)
+        self.own_areas += np.einsum("qm,m->q", bounds.inside, bounds.pixels)
+        owner = self._count_decided(bounds, decided)
+        self._owner[cells.block_rows, :, cells.block_columns] = owner.reshape(shape).transpose(2, 0, 1)
 
-        self.cell_owner[strip.first_row : strip.first_row + len(owner)] = owner
-        self.own_areas += np.einsum("qrc,rc->q", strip.inside, strip.pixels)
-        self.won_areas += self._count(winner, strip.pixels)
-        self.owned_areas += self._count(owner, strip.pixels)
-        self.unsettled_area += int(strip.pixels[~claimed & ~single].sum())
+        unsettled = ~bounds.claimed & ~bounds.is_single & (bounds.pixels > 0)
+        candidate = bounds.candidate & unsettled
+        self.unsettled_areas += np.einsum("qm,m->q", candidate, bounds.pixels)
+        candidate_of_block = np.logical_or.reduce(candidate.reshape(len(candidate), -1, shape[2]), 1)
+        self._unsettled.append(
+            _UnsettledBlocks(cells.block_rows, cells.block_columns, candidate_of_block, is_whole=False)
+        )
 
-        contested = ~decided & claimed & (strip.pixels > 0)
-        rows, columns = np.nonzero(contested)
-        members = (claiming | strip.straddling)[:, rows, columns]
-        self._resolve(strip, rows, columns, members, measures=True)
-        rows, columns = np.nonzero(strip.straddling.any(0) & ~contested & (strip.pixels > 0))
-        for _, pairs in self._pair(rows, columns, strip.straddling[:, rows, columns]):
-            for tile in self._tiles(strip, pairs):
-                self._measure(strip, tile, pairs, self._probabilities(strip, tile, pairs))
+        contested = ~decided & bounds.claimed & (bounds.pixels > 0)
+        chosen = np.flatnonzero(contested)
+        members = (claiming | bounds.straddling)[:, chosen]
+        self._resolve(cells, chosen, members, has_measured=False)
+        chosen = np.flatnonzero(bounds.straddling.any(0) & ~contested & (bounds.pixels > 0))
+        for _, pairs in self._pair(chosen, bounds.straddling[:, chosen]):
+            for tile in self._tiles(cells, pairs):
+                self._measure(cells, tile, pairs, self._probabilities(cells, tile, pairs))
+
+    def _count_decided(self, bounds: Bounds, decided: NDArray[np.bool_]) -> NDArray[np.int16]:
+        """Count what single candidates win, and name the owners: (M,)."""
+        winner = np.where(decided, bounds.winner, np.int16(NOBODY))
+        owner = np.where(bounds.claimed, winner, np.int16(NOBODY))
+        self.won_areas += self._count(winner, bounds.pixels)
+        self.owned_areas += self._count(owner, bounds.pixels)
+        return owner
 
     def _resolve(
-        self,
-        strip: _Strip,
-        rows: NDArray[np.intp],
-        columns: NDArray[np.intp],
-        members: NDArray[np.bool_],
-        *,
-        measures: bool,
+        self, cells: _Cells, chosen: NDArray[np.intp], members: NDArray[np.bool_], *, has_measured: bool
     ) -> None:
         """Find the owner of every pixel of n cells.
 
         The bounds of a cell that two masks share are weak: each is low at one of its corners, so every other
         query looks like a rival. Hence the queries whose masks may contain a pixel go first. The least that
-        their best reaches at any pixel rules out the others; if not, the cell is decided again with those left.
+        their best reaches at any pixel rules out the others; if not, the cell is decided again with those
+        that are left.
 
         Args:
-            strip: the strip of the cells.
-            rows: (n,) row of each cell in the strip.
-            columns: (n,) column of each cell.
+            cells: the cells of some blocks.
+            chosen: (n,) which of them.
             members: (Q, n) which queries go first.
-            measures: whether the members' own areas are still to be counted here.
+            has_measured: whether the members' own areas have been counted.
         """
-        for part, pairs in self._pair(rows, columns, members):
+        for part, pairs in self._pair(chosen, members):
             least = np.full(len(part), np.inf)
             outcomes = []
-            for tile in self._tiles(strip, pairs):
-                probabilities = self._probabilities(strip, tile, pairs)
-                if measures:
-                    self._measure(strip, tile, pairs, probabilities)
+            for tile in self._tiles(cells, pairs):
+                probabilities = self._probabilities(cells, tile, pairs)
+                if not has_measured:
+                    self._measure(cells, tile, pairs, probabilities)
                 best, winner, contained = self._compete(probabilities, pairs)
                 np.minimum(least, best.min((0, 1)), out=least)
-                outcomes.append((tile, winner, np.where(contained, winner, np.int32(NOBODY))))
-            cells = (slice(None), pairs.rows, pairs.columns)
-            to_beat = least * (1 - RELATIVE_MARGIN) - ABSOLUTE_MARGIN
-            rivals = strip.candidate[cells] & ~members[:, part] & (strip.largest[cells] >= to_beat)
-            late = rivals.any(0)
+                outcomes.append((tile, winner, np.where(contained, winner, np.int16(NOBODY))))
+            rivals = cells.bounds.largest[:, pairs.cells] >= lower_with_margin(least.astype(np.float32))
+            rivals &= cells.bounds.candidate[:, pairs.cells] & ~members[:, part]
+            is_late = rivals.any(0)
             for tile, winner, owner in outcomes:
-                valid = tile.valid & ~late
+                valid = tile.valid & ~is_late
                 self.won_areas += self._count(winner[valid])
                 self.owned_areas += self._count(owner[valid])
                 # Cells decided again are painted again, after this.
                 self.contested.append(ContestedPixels(tile.rows, tile.columns, owner))
             rivals |= members[:, part]
-            self._resolve(strip, pairs.rows[late], pairs.columns[late], rivals[:, late], measures=False)
+            self._resolve(cells, pairs.cells[is_late], rivals[:, is_late], has_measured=True)
 
     def _pair(
-        self, rows: NDArray[np.intp], columns: NDArray[np.intp], members: NDArray[np.bool_]
+        self, chosen: NDArray[np.intp], members: NDArray[np.bool_]
     ) -> Iterator[tuple[NDArray[np.intp], _Pairs]]:
         """Pair n cells with their queries (Q, n), as many cells at a time as the work arrays hold.
 
         Yields:
             Which of the n cells, in the order of the pairs' cells, and the pairs.
         """
-        if not len(rows):
+        if not len(chosen):
             return
-        counts = _count_queries(members).astype(np.intp)
+        counts = members.sum(0, dtype=np.intp)
         order = np.argsort(-counts, kind="stable")
-        tile_sides = [min(TILE_SIDE, int(axis.pixel_counts.max())) for axis in (self._rows, self._columns)]
-        chunk = np.cumsum(counts[order]) * tile_sides[0] * tile_sides[1] // PIXELS_PER_CHUNK
+        tile_area = min(TILE_SIDE, self._rows.max_pixels) * min(TILE_SIDE, self._columns.max_pixels)
+        chunk = np.cumsum(counts[order]) * tile_area // PIXELS_PER_CHUNK
         for part in np.split(order, np.flatnonzero(np.diff(chunk)) + 1):
             place, query = np.nonzero(members[:, part].T)
             rank = np.arange(len(place)) - np.repeat(np.cumsum(counts[part]) - counts[part], counts[part])
             by_rank = np.argsort(rank, kind="stable")
-            yield part, _Pairs(
-                rows=rows[part],
-                columns=columns[part],
-                place=place[by_rank],
-                query=query[by_rank].astype(np.int32),
-                widths=np.bincount(rank).tolist(),
+            yield (
+                part,
+                _Pairs(
+                    cells=chosen[part],
+                    place=place[by_rank],
+                    query=query[by_rank].astype(np.int16),
+                    widths=np.bincount(rank).tolist(),
+                ),
             )
 
-    def _tiles(self, strip: _Strip, pairs: _Pairs) -> Iterator[_Tile]:
-        """The pixels of the cells, in tiles."""
-        row_sets = list(_pixel_sets(self._rows, pairs.rows + strip.first_row))
-        for columns, column_valid in _pixel_sets(self._columns, pairs.columns):
+    def _tiles(self, cells: _Cells, pairs: _Pairs) -> Iterator[_Tile]:
+        """The pixels of the pairs' cells, in tiles."""
+        cell_rows, cell_columns = cells.locate(pairs.cells)
+        row_sets = list(_pixel_sets(self._rows, cell_rows))
+        for columns, column_valid in _pixel_sets(self._columns, cell_columns):
             for rows, row_valid in row_sets:
                 yield _Tile(rows, columns, row_valid[:, None] & column_valid[None])
 
-    def _probabilities(self, strip: _Strip, tile: _Tile, pairs: _Pairs) -> NDArray[np.float64]:
+    def _probabilities(self, cells: _Cells, tile: _Tile, pairs: _Pairs) -> NDArray[np.float64]:
         """(a, b, pairs) sigmoid of the interpolated mask logits."""
-        row, column = pairs.rows[pairs.place], pairs.columns[pairs.place]
-        column_weight = self._columns.weight[tile.columns][:, pairs.place]
-        row_weight = self._rows.weight[tile.rows][:, None, pairs.place]
+        shape = cells.corners.shape
+        row, column, block = np.unravel_index(pairs.cells[pairs.place], (BLOCK_SIDE, BLOCK_SIDE, shape[3]))
+        corner = np.ravel_multi_index((pairs.query, row, column, block), shape)
+        column_weights = self._columns.pixel_weights[tile.columns][:, pairs.place]
+        row_weights = self._rows.pixel_weights[tile.rows][:, None, pairs.place]
+        values = cells.corners.reshape(-1)
 
-        def interpolate_along(row: NDArray[np.intp]) -> NDArray[np.float64]:
-            left = strip.corners[pairs.query, row, column].astype(np.float64)
-            right = strip.corners[pairs.query, row, column + 1].astype(np.float64)
-            return left + (right - left) * column_weight
+        def interpolate_along(corner: NDArray[np.intp]) -> NDArray[np.float64]:
+            left = values[corner].astype(np.float64)
+            right = values[corner + shape[3]].astype(np.float64)
+            return left + (right - left) * column_weights
 
-        upper = interpolate_along(row)
-        logits = (interpolate_along(row + 1) - upper) * row_weight
+        upper = interpolate_along(corner)
+        logits = (interpolate_along(corner + shape[2] * shape[3]) - upper) * row_weights
         logits += upper
         return compute_sigmoid(logits, out=logits)
 
     def _compete(
         self, probabilities: NDArray[np.float64], pairs: _Pairs
-    ) -> tuple[NDArray[np.float64], NDArray[np.int32], NDArray[np.bool_]]:
-        """Maximum over each cell's queries: (a, b, n) its value, whose it is, whether that mask contains it."""
-        shape = (*probabilities.shape[:2], len(pairs.rows))
+    ) -> tuple[NDArray[np.float64], NDArray[np.int16], NDArray[np.bool_]]:
+        """Maximum over each cell's queries: (a, b, n) its value, whose it is, whether that mask has it."""
+        shape = (*probabilities.shape[:2], len(pairs.cells))
         best = np.full(shape, -1.0)
-        winner = np.empty(shape, np.int32)
+        winner = np.empty(shape, np.int16)
         contained = np.empty(shape, np.bool_)
         first = 0
         for width in pairs.widths:
@@ -359,51 +400,26 @@ class MaskCompetition:
             first += width
         return best, winner, contained
 
-    def _measure(self, strip: _Strip, tile: _Tile, pairs: _Pairs, probabilities: NDArray[np.float64]) -> None:
+    def _measure(self, cells: _Cells, tile: _Tile, pairs: _Pairs, probabilities: NDArray[np.float64]) -> None:
         """Add the pixels of the pairs' own binary masks, but for pairs that the bounds have counted."""
-        uncounted = ~strip.inside[pairs.query, pairs.rows[pairs.place], pairs.columns[pairs.place]]
+        uncounted = ~cells.bounds.inside[pairs.query, pairs.cells[pairs.place]]
         contained = (probabilities >= self._mask_threshold) & tile.valid[:, :, pairs.place]
         self.own_areas += self._count(pairs.query, contained.sum((0, 1)) * uncounted)
 
     def _count(
-        self, queries: NDArray[np.signedinteger], pixels: NDArray[np.int64] | None = None
+        self, queries: NDArray[np.int16], pixels: NDArray[np.int64] | None = None
     ) -> NDArray[np.int64]:
         """(Q,) how often each query occurs, or the pixels it collects; -1 counts for nobody."""
-        weights = None if pixels is None else pixels.ravel()
-        counts = np.bincount(queries.ravel() + 1, weights=weights, minlength=len(self._scores) + 1)
+        counts = np.bincount(queries + 1, weights=pixels, minlength=len(self._scores) + 1)
         return counts[1:].astype(np.int64)
 
 
-def _gather_corners(
-    masks: list[Tensor],
-    rows: NDArray[np.int64],
-    columns: NDArray[np.int64],
-    corners: NDArray[np.float32],
-) -> None:
-    """Copy the samples at ascending rows and columns, repeated only at the ends, to (Q, rows, columns)."""
-    top, left = (int((index == index[0]).sum()) - 1 for index in (rows, columns))
-    bottom, right = top + int(rows[-1] - rows[0]) + 1, left + int(columns[-1] - columns[0]) + 1
-    for query, mask in enumerate(masks):
-        samples = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
-        corners[query, top:bottom, left:right] = samples.to("cpu", torch.float32).numpy()
-    corners[:, :top] = corners[:, top, None]
-    corners[:, bottom:] = corners[:, bottom - 1, None]
-    corners[:, :, :left] = corners[:, :, left, None]
-    corners[:, :, right:] = corners[:, :, right - 1, None]
-
-
 def _pixel_sets(
-    axis: SamplingAxis, cells: NDArray[np.intp]
+    axis: BlockAxis, cells: NDArray[np.intp]
 ) -> Iterator[tuple[NDArray[np.int64], NDArray[np.bool_]]]:
     """Pixels of some cells along one axis, at most TILE_SIDE at a time: (a, n) pixels and which are valid."""
     starts, ends = axis.start[cells], axis.start[cells + 1]
     longest = int((ends - starts).max())
     for first in range(0, longest, TILE_SIDE):
         pixels = starts + np.arange(first, min(first + TILE_SIDE, longest))[:, None]
-        valid = pixels < ends
-        yield np.minimum(pixels, ends - 1), valid
-
-
-def _count_queries(members: NDArray[np.bool_]) -> NDArray[np.int16]:
-    """(Q, M) → (M,) number of queries."""
-    return members.sum(0, dtype=np.int16)
+        yield np.minimum(pixels, ends - 1), pixels < ends

@@ -22,12 +22,19 @@ from zsseg.structures import VOID_ID, PanopticSegmentation, SegmentInfo
 PIXELS_PER_BAND = 1 << 20
 
 
-@dataclass(frozen=True, slots=True)
-class _Member:
-    """A query that survives: its score and the pixels it brings to its segment."""
+@dataclass(slots=True)
+class _Segment:
+    """A segment in the making; its score is that of its largest part, the higher one at equal areas."""
 
+    label_id: int
     score: float
     area: int
+    largest_part: int
+
+    def add(self, score: float, area: int) -> None:
+        """Fuse another query's pixels."""
+        self.area += area
+        self.largest_part, self.score = max((self.largest_part, self.score), (area, score))
 
 
 def merge_panoptic(
@@ -96,42 +103,52 @@ def merge_panoptic(
     competition = MaskCompetition(mask_logits, kept, scores[kept], rows, columns, mask_threshold)
     survives = _find_survivors(competition, overlap_mask_area_threshold)
 
-    # One entry more than there are kept queries: the last, where index -1 (nobody) points, stays void.
-    segment_id_of = np.full(len(kept) + 1, VOID_ID, np.int32)
-    members: list[list[_Member]] = []
-    segment_labels: list[int] = []
-    stuff_segment_id: dict[int, int] = {}
-    for query in np.flatnonzero(survives).tolist():
-        label = int(labels[kept[query]])
-        segment_id = stuff_segment_id.get(label, len(members) + 1)
-        if segment_id > len(members):
-            members.append([])
-            segment_labels.append(label)
-            if label in stuff:
-                stuff_segment_id[label] = segment_id
-        segment_id_of[query] = segment_id
-        members[segment_id - 1].append(
-            _Member(float(scores[kept[query]]), int(competition.owned_areas[query]))
-        )
-
+    segment_id_of, segments = _group(
+        labels[kept], scores[kept], np.where(survives, competition.owned_areas, 0), stuff
+    )
     segment_ids = _paint(competition, segment_id_of, rows, columns)
-    boxes = _compute_boxes(segment_ids, len(members))
+    boxes = _compute_boxes(segment_ids, len(segments))
     return PanopticSegmentation(
         segment_ids,
         tuple(
             SegmentInfo(
                 id=segment_id,
-                label_id=label,
-                isthing=label not in stuff,
-                area=sum(part.area for part in parts),
+                label_id=segment.label_id,
+                isthing=segment.label_id not in stuff,
+                area=segment.area,
                 bbox=box,
-                score=max(parts, key=lambda part: (part.area, part.score)).score,
+                score=segment.score,
             )
-            for segment_id, (label, parts, box) in enumerate(
-                zip(segment_labels, members, boxes, strict=True), start=1
-            )
+            for segment_id, (segment, box) in enumerate(zip(segments, boxes, strict=True), start=1)
         ),
     )
+
+
+def _group(
+    labels: NDArray[np.intp],
+    scores: NDArray[np.float64],
+    areas: NDArray[np.int64],
+    stuff: frozenset[int],
+) -> tuple[NDArray[np.int32], list[_Segment]]:
+    """Give the queries with pixels their segments.
+
+    Returns:
+        The segment id of every query, void for those without, with one more void entry at the end, where
+        index -1 (nobody) points; and the segments 1, 2, …
+    """
+    segment_id_of = np.full(len(labels) + 1, VOID_ID, np.int32)
+    segments: list[_Segment] = []
+    id_of_stuff: dict[int, int] = {}
+    for query in np.flatnonzero(areas).tolist():
+        label, score, area = int(labels[query]), float(scores[query]), int(areas[query])
+        if label in id_of_stuff:
+            segments[id_of_stuff[label] - 1].add(score, area)
+        else:
+            segments.append(_Segment(label, score, area, largest_part=area))
+            if label in stuff:
+                id_of_stuff[label] = len(segments)
+        segment_id_of[query] = id_of_stuff.get(label, len(segments))
+    return segment_id_of, segments
 
 
 def _find_survivors(competition: MaskCompetition, overlap_mask_area_threshold: float) -> NDArray[np.bool_]:
@@ -141,7 +158,7 @@ def _find_survivors(competition: MaskCompetition, overlap_mask_area_threshold: f
         return won_areas / np.maximum(competition.own_areas, 1) >= overlap_mask_area_threshold
 
     visible = competition.owned_areas > 0
-    at_most = competition.won_areas + competition.unsettled_area
+    at_most = competition.won_areas + competition.unsettled_areas
     open_queries = visible & wins_enough(at_most) & ~wins_enough(competition.won_areas)
     if open_queries.any():
         competition.settle_won_areas(open_queries)
@@ -156,7 +173,7 @@ def _paint(
 ) -> NDArray[np.int32]:
     """(H, W) segment ids: whole cells first, then the contested pixels."""
     segment_ids = np.empty((len(rows.cell), len(columns.cell)), np.int32)
-    cells = segment_id_of[competition.cell_owner]
+    cells = segment_id_of[competition.cell_owner[: len(rows.lower), : len(columns.lower)]]
     for cell_row, row_owners in enumerate(cells):
         segment_ids[rows.start[cell_row] : rows.start[cell_row + 1]] = row_owners[columns.cell]
     for pixels in competition.contested:

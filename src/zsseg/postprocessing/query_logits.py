@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 Real = TypeVar("Real", np.float32, np.float64)
+VALUES_PER_CHECK = 1 << 20
 
 
 def check_query_logits(class_logits: Tensor, mask_logits: Tensor) -> None:
@@ -46,9 +47,13 @@ def check_query_logits(class_logits: Tensor, mask_logits: Tensor) -> None:
 
 
 def _check_finite(name: str, logits: Tensor) -> None:
-    # NumPy, one query at a time: no copy of float32 logits, a small one of others.
-    for query, values in enumerate(logits.detach()):
-        if not np.isfinite(values.to("cpu", torch.float32).numpy()).all():
+    # A few queries at a time: no copy of float32 logits on the CPU, a small one of others.
+    queries = max(1, VALUES_PER_CHECK // max(1, logits[:1].numel()))
+    for first in range(0, len(logits), queries):
+        values = logits[first : first + queries].detach().to("cpu", torch.float32).numpy()
+        is_finite = np.isfinite(values)
+        if not is_finite.all():
+            query = first + int(np.flatnonzero(~is_finite.reshape(len(values), -1).all(1))[0])
             raise ValueError(
                 f"{name} must be finite, but query {query} holds NaN or infinity: the model's weights or "
                 "inputs are broken, or half precision overflowed"
