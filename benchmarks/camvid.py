@@ -244,7 +244,7 @@ def main() -> None:
     parser.add_argument("--text", default="vectors", help="'vectors', or the folder of a text encoder")
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--warmup-steps", type=int, default=350)
-    parser.add_argument("--steps", type=int, default=1000)
+    parser.add_argument("--steps", type=int, default=600)
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--resume", action="store_true")
     parser.add_argument("--evaluate-only", action="store_true", help="of OUTPUT/checkpoint, without training")

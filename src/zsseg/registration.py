@@ -158,6 +158,9 @@ class _WatchedLoader:
         self._loader = loader
         self._watcher = watcher
 
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._loader, name)
+
     def create_module(self, spec: ModuleSpec) -> ModuleType | None:
         return self._loader.create_module(spec)
 

@@ -15,8 +15,7 @@ from zsseg.cli.options import Task
 from zsseg.cli.text_layout import echo_table, format_count, format_percent
 from zsseg.data.examples import PanopticDataset, PanopticExample
 from zsseg.data.semantic_maps import convert_panoptic_to_semantic
-from zsseg.metrics import MeanIoU, PanopticQuality
-from zsseg.training.evaluation import IGNORED, Prediction, evaluate_model
+from zsseg.training.evaluation import IGNORED, Prediction, build_metric, evaluate_model
 from zsseg.visualization import draw_comparison
 
 GROUPS = {"all": "", "things": "_th", "stuff": "_st", "seen": "_seen", "unseen": "_unseen"}
@@ -44,11 +43,7 @@ class EvaluationRun:
         self.num_images = len(dataset) if max_images is None else min(max_images, len(dataset))
         self.averages: dict[str, float] = {}
         self.figures = ("PQ", "SQ", "RQ") if task is Task.PANOPTIC else ("mIoU",)
-        self._metric: Any = (
-            PanopticQuality(self.vocabulary)
-            if task is Task.PANOPTIC
-            else MeanIoU(self.vocabulary, ignore_index=IGNORED)
-        )
+        self._metric = build_metric(task.value, self.vocabulary)
 
     def print_setup(self, model: str, segmenter: Any) -> None:
         """Two lines: the checkpoint and where it runs; the pictures and the labels, with their spelling."""
@@ -72,7 +67,6 @@ class EvaluationRun:
 
         def take(example: PanopticExample, prediction: Prediction) -> None:
             nonlocal position
-            self._metric.update(prediction, self._target(example))
             if output is not None and position in drawn:
                 self._draw(example, prediction, output / "overlays")
             position += 1
@@ -82,6 +76,7 @@ class EvaluationRun:
             segmenter.processor,
             self.dataset,
             task=self.task.value,
+            metric=self._metric,
             max_images=self.max_images,
             on_result=take,
             **options,
