@@ -65,7 +65,10 @@ def build_sampling_axis(samples: int, pixels: int, valid_fraction: float = 1.0) 
 
 
 def interpolate(
-    samples: NDArray[np.float32], rows: SamplingAxis, columns: SamplingAxis, part: tuple[slice, slice]
+    samples: NDArray[np.float32],
+    rows: SamplingAxis,
+    columns: SamplingAxis,
+    part: tuple[slice, slice | NDArray[np.intp]],
 ) -> NDArray[np.float64]:
     """Interpolate some rows and columns of the pixels.
 
@@ -73,7 +76,7 @@ def interpolate(
         samples: (…, h, w).
         rows: sampling of the pixel rows on h.
         columns: sampling of the pixel columns on w.
-        part: the rows and the columns wanted, n and m of them.
+        part: the n rows and m columns wanted.
 
     Returns:
         (…, n, m).

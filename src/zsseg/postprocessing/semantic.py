@@ -5,7 +5,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zsseg.postprocessing.bilinear import build_sampling_axis, interpolate
+from zsseg.postprocessing.bilinear import SamplingAxis, build_sampling_axis, interpolate
+from zsseg.postprocessing.mask_bounds import compute_cell_extremes
 from zsseg.postprocessing.query_logits import (
     check_query_logits,
     check_target,
@@ -13,8 +14,10 @@ from zsseg.postprocessing.query_logits import (
     compute_sigmoid,
 )
 
-# Bytes of one work array: the float64 masks or the float32 scores of a band of rows.
+# Bytes of one work array: the float64 masks or the float32 scores of some pixels.
 BAND_BYTES = 1 << 24
+# For scores that float32 does not hold to full precision.
+ABSOLUTE_MARGIN = np.float32(1e-30)
 
 
 def merge_semantic(
@@ -26,8 +29,9 @@ def merge_semantic(
 ) -> NDArray[np.int64]:
     """Give every pixel the label with the largest Σ_q p(q, label) · sigmoid(mask_q).
 
-    p is the softmax over the labels and no-object. A tie goes to the lower label. The map is made a band of
-    rows at a time: neither the masks nor the scores of the labels exist for the whole picture.
+    p is the softmax over the labels and no-object. A tie goes to the lower label. Where bounds from the masks'
+    samples leave one label only, no pixel is computed; the others are, a few rows at a time and for the labels
+    that are left. Neither the masks nor the scores ever exist for the whole picture.
 
     Args:
         class_logits: (Q, K + 1), last column is no-object.
@@ -63,13 +67,62 @@ def merge_semantic(
     rows = build_sampling_axis(masks.shape[1], height, valid_fraction[0])
     columns = build_sampling_axis(masks.shape[2], width, valid_fraction[1])
     labels = np.empty((height, width), np.int64)
-    band = max(1, BAND_BYTES // (width * max(4 * len(label_ids), 8 * len(masks))))
-    for first in range(0, height, band):
-        logits = interpolate(masks, rows, columns, (slice(first, first + band), slice(None)))
-        mask_probabilities = compute_sigmoid(logits, out=logits).reshape(len(masks), -1)
-        best = _find_best_labels(probabilities, mask_probabilities)
-        labels[first : first + band] = label_ids[best].reshape(-1, width)
+    for cell_row in np.flatnonzero(rows.pixel_counts):
+        first, stop = rows.start[cell_row : cell_row + 2].tolist()
+        only, candidate = _bound_labels(probabilities, masks, rows, columns, int(cell_row))
+        labels[first:stop] = label_ids[only[columns.cell]]
+        is_open = candidate.sum(0, dtype=np.int32) > 1
+        open_columns = np.flatnonzero(is_open[columns.cell])
+        if not len(open_columns):
+            continue
+        rivals = np.flatnonzero(np.logical_or.reduce(candidate[:, is_open], 1))
+        band = max(1, BAND_BYTES // (len(open_columns) * max(4 * len(rivals), 8 * len(masks))))
+        for top in range(first, stop, band):
+            part = slice(top, min(top + band, stop))
+            logits = interpolate(masks, rows, columns, (part, open_columns))
+            mask_probabilities = compute_sigmoid(logits, out=logits).reshape(len(masks), -1)
+            found = rivals[_find_best_labels(probabilities[:, rivals], mask_probabilities)]
+            labels[part, open_columns] = label_ids[found].reshape(-1, len(open_columns))
     return labels
+
+
+def _bound_labels(
+    probabilities: NDArray[np.float64],
+    masks: NDArray[np.float32],
+    rows: SamplingAxis,
+    columns: SamplingAxis,
+    cell_row: int,
+) -> tuple[NDArray[np.intp], NDArray[np.bool_]]:
+    """Which labels could win a pixel in each cell of a row of cells, the squares between the masks' samples.
+
+    A mask probability lies between those at the corners of the cell; so does a label's score, a sum with
+    positive weights.
+
+    Args:
+        probabilities: (Q, K).
+        masks: (Q, h, w) logits.
+        rows: sampling of the map's rows.
+        columns: sampling of the map's columns.
+        cell_row: which row of cells.
+
+    Returns:
+        (cells,) the best candidate and (K, cells) all of them.
+    """
+    corner_rows = [rows.lower[cell_row], rows.upper[cell_row]]
+    corners = masks[:, corner_rows][:, :, np.append(columns.lower[:1], columns.upper)]
+    corners = compute_sigmoid(corners, out=corners)[..., None]
+    weights = probabilities.T.astype(np.float32)
+    lower, upper = (weights @ extreme[:, 0, :, 0] for extreme in compute_cell_extremes(corners))
+    margin = np.float32(1 - 2 * _bound_rounding(len(masks)))
+    return lower.argmax(0), upper >= lower.max(0) * margin - ABSOLUTE_MARGIN
+
+
+def _bound_rounding(queries: int) -> float:
+    """Bound on the relative error of a float32 score, all of whose terms are positive.
+
+    Each of the Q + 8 roundings of sigmoid, product and sum adds 2^-24; it is taken four times.
+    """
+    return (queries + 8) * 2.0**-22
 
 
 def _find_best_labels(
@@ -82,9 +135,8 @@ def _find_best_labels(
     """
     scores = probabilities.astype(np.float32).T @ mask_probabilities.astype(np.float32)
     best: NDArray[np.intp] = scores.argmax(0)
-    # All terms are positive, so the relative error is at most the number of roundings, Q + 2, times 2^-24.
-    rounding = np.float32((len(probabilities) + 2) * 2.0**-22)
-    close = scores >= np.take_along_axis(scores, best[None], 0) * (1 - rounding) - np.float32(1e-30)
+    to_reach = np.take_along_axis(scores, best[None], 0) * np.float32(1 - _bound_rounding(len(probabilities)))
+    close = scores >= to_reach - ABSOLUTE_MARGIN
     unclear = np.flatnonzero(close.sum(0, dtype=np.int32) > 1)
     pixel, label = np.nonzero(close[:, unclear].T)
     exact = np.zeros(len(pixel))
