@@ -77,6 +77,11 @@ def test_labels_that_are_no_candidates(argument):
         Vocabulary.from_labels(["road", "car"], **{argument: ["sky", "road"]})
 
 
+def test_categories_may_not_share_a_name():
+    with pytest.raises(ValueError, match=r"labels must be unique.*\['car'\]"):
+        Vocabulary((Category("car"), Category("road"), Category("car")))
+
+
 def test_ten_thousand_labels_and_emoji():
     labels = [f"label {i}" for i in range(10_000)] + ["🦒", "🚗|car"]
     vocabulary = Vocabulary.from_labels(labels, stuff_labels=["🦒"])

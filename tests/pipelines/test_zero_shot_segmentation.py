@@ -1,4 +1,5 @@
 import logging
+import socket
 
 import numpy as np
 import pytest
@@ -325,6 +326,17 @@ def test_one_bad_picture_raises(panoptic, bad_pictures):
         with pytest.raises(ValueError, match=message):
             panoptic(path, **OPTIONS)
     assert "error" in panoptic(path, on_error="report", **OPTIONS)
+
+
+def test_an_address_nobody_answers_at(panoptic, picture):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{closed.getsockname()[1]}/street.jpg"
+    with pytest.raises(ValueError, match=r"street\.jpg'?: it cannot be reached"):
+        panoptic(url, timeout=2.0, **OPTIONS)
+    results = panoptic([url, picture], timeout=2.0, **OPTIONS)
+    assert "cannot be reached" in results[0]["error"]
+    assert isinstance(results[1], list)
 
 
 def test_on_error_raise_for_lists(panoptic, concat_checkpoint, picture, bad_pictures):

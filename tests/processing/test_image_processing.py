@@ -3,6 +3,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from transformers import AutoImageProcessor
 from transformers.image_utils import SizeDict
 
@@ -94,8 +95,17 @@ def test_padded_size_is_the_smallest_multiple(sizes, divisor):
 
 
 def test_a_line_of_pixels_stays_a_line():
-    batch = prepare([build_picture(1, 900)], size={"shortest_edge": 64, "longest_edge": 96})
+    line = Image.fromarray(build_picture(1, 900))
+    batch = prepare([line], size={"shortest_edge": 64, "longest_edge": 96})
     assert batch["pixel_mask"].sum() == 96
+
+
+@pytest.mark.parametrize("shape", [(1, 1), (3, 3), (3, 50), (1, 3), (3, 1), (50, 1)])
+def test_pictures_as_small_as_their_channels_are_not_turned(shape):
+    picture = build_picture(*shape)
+    batch = prepare([Image.fromarray(picture)], do_resize=False)
+    found = batch["pixel_values"][0, :, : shape[0], : shape[1]].numpy()
+    np.testing.assert_allclose(found, normalise(picture, MEAN, STD), atol=1e-5)
 
 
 @pytest.mark.parametrize(

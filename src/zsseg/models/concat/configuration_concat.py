@@ -4,7 +4,6 @@ from typing import Any, ClassVar
 
 from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
-from transformers.configuration_utils import SubConfigSpec
 
 from zsseg.layers.mask_transformer import MaskTransformerConfig
 
@@ -29,9 +28,9 @@ class ConcatConfig(PreTrainedConfig):
     """
 
     model_type = "zsseg-concat"
-    sub_configs_defaults: ClassVar[dict[str, Any]] = {
+    sub_configs: ClassVar[dict[str, Any]] = {
         "segmentor_config": MaskTransformerConfig,
-        "text_config": SubConfigSpec(config_class=AutoConfig, model_type="clip_text_model", optional=True),
+        "text_config": AutoConfig,
     }
 
     segmentor_config: Any = None
@@ -43,6 +42,10 @@ class ConcatConfig(PreTrainedConfig):
     no_object_std: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:
+        if not isinstance(self.segmentor_config, PreTrainedConfig):
+            self.segmentor_config = MaskTransformerConfig(**(self.segmentor_config or {}))
+        if isinstance(self.text_config, dict):
+            self.text_config = AutoConfig.for_model(**self.text_config)
         super().__post_init__(**kwargs)
         # A part loaded by itself brings its own dtype, and a part that keeps it does not follow the model to
         # another.
