@@ -80,6 +80,7 @@ def run_both(criterion, batch, seed=1):
         criterion.mask_weight,
         criterion.dice_weight,
         criterion.no_object_weight,
+        criterion.ignore_unknown_queries,
     )
     return ours, expected
 
@@ -91,6 +92,14 @@ CASES = {
     "no targets at all": (build_batch(counts=(0, 0)), {}),
     "more targets than queries": (build_batch(counts=(5, 2), num_queries=3), {}),
     "void": (build_batch(label_mask=void_left_third()), {}),
+    "void, unknown queries ignored": (
+        build_batch(label_mask=void_left_third(), num_queries=6, seed=2),
+        {"ignore_unknown_queries": True},
+    ),
+    "one image entirely void, unknown queries ignored": (
+        build_batch(label_mask=torch.tensor([True, False])[:, None, None].expand(2, 12, 14)),
+        {"ignore_unknown_queries": True},
+    ),
     "void at another resolution": (build_batch(label_mask=void_left_third(size=(5, 6))), {}),
     "one image entirely void": (
         build_batch(label_mask=torch.tensor([True, False])[:, None, None].expand(2, 12, 14)),
@@ -286,7 +295,8 @@ def test_void_pixels_influence_neither_mask_losses_nor_matches_nor_mask_gradient
         assert logits.grad[..., 3:].any()
 
 
-def test_unmatched_queries_in_void_learn_no_class():
+@pytest.mark.parametrize("ignored", [False, True])
+def test_unmatched_queries_in_void_learn_no_class_on_request(ignored):
     label_mask = torch.ones(1, 12, 14, dtype=torch.bool)
     label_mask[:, :, 7:] = False
     left = torch.zeros(1, 12, 14, dtype=torch.bool)
@@ -297,18 +307,17 @@ def test_unmatched_queries_in_void_learn_no_class():
     mask_logits[:, 1, :, 7:] = 9.0
     mask_logits[:, 2, :3, :7] = 9.0
     class_logits = torch.zeros(1, 4, NUM_LABELS + 1, requires_grad=True)
-    output = SetCriterion(num_points=300)(
-        [class_logits], [mask_logits], [left], [torch.tensor([1])], label_mask
-    )
+    criterion = SetCriterion(num_points=300, ignore_unknown_queries=ignored)
+    output = criterion([class_logits], [mask_logits], [left], [torch.tensor([1])], label_mask)
     output.loss.backward()
     assert output.matches[0].query_indices.tolist() == [0]
-    assert class_logits.grad.abs().sum(dim=-1).gt(0).tolist() == [[True, False, True, True]]
+    assert class_logits.grad.abs().sum(dim=-1).gt(0).tolist() == [[True, not ignored, True, True]]
 
 
 def test_where_nothing_is_known_no_query_learns_and_the_loss_is_finite():
     nothing = torch.zeros(1, 12, 14, dtype=torch.bool)
     class_logits = torch.zeros(1, 2, NUM_LABELS + 1, requires_grad=True)
-    output = SetCriterion(num_points=50)(
+    output = SetCriterion(num_points=50, ignore_unknown_queries=True)(
         [class_logits], [torch.ones(1, 2, 6, 7)], [nothing[:0]], [torch.zeros(0, dtype=torch.int64)], nothing
     )
     output.loss.backward()

@@ -86,6 +86,7 @@ def set_criterion(
     mask_weight=5.0,
     dice_weight=5.0,
     no_object_weight=0.1,
+    ignore_unknown_queries=False,
 ):
     """Loss, unweighted terms per layer, and matches per layer and image; inputs are NumPy arrays."""
     num_masks = max(1, sum(len(labels) for labels in class_labels))
@@ -120,7 +121,11 @@ def set_criterion(
             learned = dict(pairs)
             for q in range(len(queries)):
                 inside = read_at_points(queries[q], matching_points) > 0
-                if q not in learned and 2 * np.sum(inside & ~valid) > np.sum(inside):
+                if (
+                    ignore_unknown_queries
+                    and q not in learned
+                    and 2 * np.sum(inside & ~valid) > np.sum(inside)
+                ):
                     continue
                 label = labels[learned[q]] if q in learned else no_object
                 weight = no_object_weight if label == no_object else 1.0

@@ -61,9 +61,6 @@ class SetCriterion:
     object", the last column), matched ones also learn their segment's mask by binary cross-entropy and dice,
     each summed over pairs and divided by the number of segments in the batch, averaged over processes.
 
-    An unmatched query of which more than half lies where ``label_mask`` is false learns no class: it may be
-    right. (Panoptic quality forgives predictions by the same rule.)
-
     Masks are compared on points instead of pixels: matching on ``num_points`` uniform points, mask losses on
     ``num_points`` points of which ``importance_sample_ratio`` are the most uncertain of
     ``oversample_ratio · num_points`` candidates and the others uniform. Points are drawn once per call, and
@@ -82,6 +79,10 @@ class SetCriterion:
         num_points: points of the matching, and of the losses per mask.
         oversample_ratio: candidates per loss point, at least 1.
         importance_sample_ratio: share of the loss points taken from the candidates by uncertainty, in [0, 1].
+        ignore_unknown_queries: let an unmatched query of which more than half lies where ``label_mask`` is
+            false learn no class instead of "no object": it may be right there, and panoptic quality forgives
+            predictions by the same rule. Only for data whose unknown parts are small: where they fill half of
+            a picture, a query that covers all of it goes unpunished too.
         seed: first state of the generator.
 
     Raises:
@@ -101,6 +102,7 @@ class SetCriterion:
         num_points: int = 12544,
         oversample_ratio: float = 3.0,
         importance_sample_ratio: float = 0.75,
+        ignore_unknown_queries: bool = False,
         seed: int = 0,
     ) -> None:
         weights = {"class_weight": class_weight, "mask_weight": mask_weight, "dice_weight": dice_weight}
@@ -124,6 +126,7 @@ class SetCriterion:
         self.num_points = num_points
         self.num_candidates = int(num_points * oversample_ratio)
         self.num_uncertain = int(num_points * importance_sample_ratio)
+        self.ignore_unknown_queries = ignore_unknown_queries
         self.generator = torch.Generator(device="cpu").manual_seed(seed)
 
     def get_rng_state(self) -> Tensor:
@@ -150,8 +153,7 @@ class SetCriterion:
             mask_labels: per image: (n, H, W) bool or in [0, 1], at any resolution, n may be 0.
             class_labels: per image: (n,) int64 in [0, K).
             label_mask: (B, H, W) bool, false where a pixel is void or padding: such pixels count neither in
-                the matching nor in the mask losses, nor do unmatched queries that mostly cover them in the
-                class loss. None if all count. It covers the same area as the masks;
+                the matching nor in the mask losses. None if all count. It covers the same area as the masks;
                 at their resolution, no target value of a false pixel has any influence.
 
         Raises:
@@ -253,7 +255,9 @@ class SetCriterion:
         """Cross-entropy over the queries of one layer, a mean weighted by the labels' weights."""
         num_columns = class_logits.shape[-1]
         no_object = num_columns - 1
-        learned = torch.where(is_unknown, UNKNOWN_LABEL, no_object)
+        learned = torch.full_like(is_unknown, no_object, dtype=torch.int64)
+        if self.ignore_unknown_queries:
+            learned[is_unknown] = UNKNOWN_LABEL
         for image, match in enumerate(matches):
             learned[image, match.query_indices] = labels[image, match.target_indices]
         weight = class_logits.new_ones(num_columns)

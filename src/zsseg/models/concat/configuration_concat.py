@@ -21,6 +21,7 @@ class ConcatConfig(PreTrainedConfig):
         projection_dim: D, the width of the joint text space.
         projector_layers: linear layers of the semantic projector d → D, 1 (default) or more, ReLU between.
         logit_scale: γ, the inverse temperature of the cosine logits.
+        ignore_unknown_queries: in training, as of :class:`~zsseg.losses.set_criterion.SetCriterion`.
         no_object_std: standard deviation of the initial no-object embedding.
 
     ``logit_scale``, ``projector_layers`` and the learned no-object embedding are choices of ours where the
@@ -39,6 +40,7 @@ class ConcatConfig(PreTrainedConfig):
     projection_dim: int = 512
     projector_layers: int = 1
     logit_scale: float | int = 100.0
+    ignore_unknown_queries: bool = False
     no_object_std: float = 0.02
 
     def __post_init__(self, **kwargs: Any) -> None:

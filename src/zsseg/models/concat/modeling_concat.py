@@ -87,6 +87,7 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
             num_points=segmentor_config.train_num_points,
             oversample_ratio=segmentor_config.oversample_ratio,
             importance_sample_ratio=segmentor_config.importance_sample_ratio,
+            ignore_unknown_queries=config.ignore_unknown_queries,
         )
         self.text_bank = TextEmbeddingBank()
         self.post_init()

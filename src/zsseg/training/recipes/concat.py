@@ -147,7 +147,7 @@ def train_concat(
         stages: arguments by stage name, "warmup", "segmentor" or both; they run in this order.
         transform: augmentation, such as :func:`build_concat_transform`.
         unseen: "drop_images" leaves out every picture with an unseen segment, as zero-shot panoptic
-            segmentation asks; "ignore_pixels" keeps them and teaches nothing about the unseen pixels:
+            segmentation asks; "ignore_pixels" keeps them and takes no mask from the unseen pixels:
             another, easier protocol, which a model card must name.
         evaluate: the model → numbers by name, run during the segmentor stage; see
             :func:`~zsseg.training.evaluation.evaluate_model`. Queries know nothing before that stage.
