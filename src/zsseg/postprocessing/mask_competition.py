@@ -384,27 +384,27 @@ class MaskCompetition:
         self, probabilities: NDArray[np.float64], pairs: _Pairs
     ) -> tuple[NDArray[np.float64], NDArray[np.int16], NDArray[np.bool_]]:
         """Maximum over each cell's queries: (a, b, n) its value, whose it is, whether that mask has it."""
-        shape = (*probabilities.shape[:2], len(pairs.cells))
-        best = np.full(shape, -1.0)
-        winner = np.empty(shape, np.int16)
-        contained = np.empty(shape, np.bool_)
-        first = 0
-        for width in pairs.widths:
+        weighted = probabilities * self._scores[pairs.query]
+        inside = probabilities >= self._mask_threshold
+        count = len(pairs.cells)
+        best, contained = weighted[:, :, :count].copy(), inside[:, :, :count].copy()
+        winner = np.broadcast_to(pairs.query[:count], best.shape).copy()
+        first = count
+        for width in pairs.widths[1:]:
             rank = slice(first, first + width)
-            weighted = probabilities[:, :, rank] * self._scores[pairs.query[rank]]
-            better = weighted > best[:, :, :width]
-            np.copyto(best[:, :, :width], weighted, where=better)
+            better = weighted[:, :, rank] > best[:, :, :width]
+            np.maximum(best[:, :, :width], weighted[:, :, rank], out=best[:, :, :width])
             np.copyto(winner[:, :, :width], pairs.query[rank], where=better)
-            inside = probabilities[:, :, rank] >= self._mask_threshold
-            np.copyto(contained[:, :, :width], inside, where=better)
+            np.copyto(contained[:, :, :width], inside[:, :, rank], where=better)
             first += width
         return best, winner, contained
 
     def _measure(self, cells: _Cells, tile: _Tile, pairs: _Pairs, probabilities: NDArray[np.float64]) -> None:
         """Add the pixels of the pairs' own binary masks, but for pairs that the bounds have counted."""
-        uncounted = ~cells.bounds.inside[pairs.query, pairs.cells[pairs.place]]
-        contained = (probabilities >= self._mask_threshold) & tile.valid[:, :, pairs.place]
-        self.own_areas += self._count(pairs.query, contained.sum((0, 1)) * uncounted)
+        uncounted = np.flatnonzero(~cells.bounds.inside[pairs.query, pairs.cells[pairs.place]])
+        contained = probabilities[:, :, uncounted] >= self._mask_threshold
+        contained &= tile.valid[:, :, pairs.place[uncounted]]
+        self.own_areas += self._count(pairs.query[uncounted], contained.sum((0, 1)))
 
     def _count(
         self, queries: NDArray[np.int16], pixels: NDArray[np.int64] | None = None

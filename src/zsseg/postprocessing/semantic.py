@@ -30,8 +30,8 @@ def merge_semantic(
     """Give every pixel the label with the largest Σ_q p(q, label) · sigmoid(mask_q).
 
     p is the softmax over the labels and no-object. A tie goes to the lower label. Where bounds from the
-    masks' samples leave one label only, no pixel is computed; the others are, a few rows at a time and for the
-    labels that are left. Neither the masks nor the scores ever exist for the whole picture.
+    masks' samples leave one label only, no pixel is computed; the others are, a few rows at a time and for
+    the labels that are left. Neither the masks nor the scores ever exist for the whole picture.
 
     Args:
         class_logits: (Q, K + 1), last column is no-object.
