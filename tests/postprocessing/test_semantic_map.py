@@ -35,6 +35,7 @@ def assert_equals_oracle(class_logits, mask_logits, arguments):
     return result
 
 
+@pytest.mark.slow
 def test_equals_the_oracle_on_a_thousand_cases():
     results = [assert_equals_oracle(*draw_case(seed)) for seed in range(1000)]
     assert sum(len(np.unique(result)) > 1 for result in results) > 300
