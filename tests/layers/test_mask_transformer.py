@@ -3,6 +3,7 @@ import logging
 import pytest
 import torch
 from transformers import Mask2FormerConfig, Mask2FormerModel
+from transformers.utils import logging as transformers_logging
 
 from testing.tiny_models import HIDDEN_DIM, NUM_QUERIES, SEGMENTOR_SIZES, build_backbone_config
 from zsseg.layers.mask_transformer import MaskTransformerConfig, compute_mask_transformer_features
@@ -40,12 +41,15 @@ def test_queries_are_layer_normed_and_read_the_masks():
 
 
 def test_no_warning_for_other_backbones(caplog):
+    # transformers says each thing once a process; another test may have heard it
+    transformers_logging.warning_once.cache_clear()
     logging.getLogger("transformers").addHandler(caplog.handler)
     try:
         backbone = build_backbone_config("resnet")
         Mask2FormerConfig(backbone_config=backbone)
         assert "Backbone resnet is not a supported model" in caplog.text
         caplog.clear()
+        transformers_logging.warning_once.cache_clear()
         config = MaskTransformerConfig(backbone_config=backbone)
     finally:
         logging.getLogger("transformers").removeHandler(caplog.handler)
