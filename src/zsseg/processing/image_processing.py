@@ -57,8 +57,8 @@ def compute_padded_size(sizes: list[tuple[int, int]], size_divisor: int) -> tupl
     return -(-height // size_divisor) * size_divisor, -(-width // size_divisor) * size_divisor
 
 
-class ZeroShotSegmentationImageProcessorPil(PilBackend):
-    """Image processor of every family on PIL and NumPy; the torchvision one must give its results."""
+class ZeroShotSegmentationImageSettings:
+    """Default options of the image processors, whatever they compute with."""
 
     valid_kwargs = ZeroShotSegmentationImagesKwargs
     model_input_names: ClassVar[list[str]] = ["pixel_values", "pixel_mask"]
@@ -73,6 +73,10 @@ class ZeroShotSegmentationImageProcessorPil(PilBackend):
     do_normalize = True
     do_pad = True
     size_divisor = DEFAULT_SIZE_DIVISOR
+
+
+class ZeroShotSegmentationImageProcessorPil(ZeroShotSegmentationImageSettings, PilBackend):
+    """Image processor of every family on PIL and NumPy; the torchvision one must give its results."""
 
     def _preprocess(
         self,

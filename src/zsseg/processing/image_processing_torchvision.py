@@ -1,38 +1,22 @@
 """The image processor on torchvision; import it only where torchvision is installed."""
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
 from transformers.image_processing_backends import TorchvisionBackend
 from transformers.image_processing_utils import BatchFeature
-from transformers.image_utils import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD, PILImageResampling, SizeDict
+from transformers.image_utils import SizeDict
 
 from zsseg.processing.image_processing import (
-    DEFAULT_SIZE,
-    DEFAULT_SIZE_DIVISOR,
-    ZeroShotSegmentationImagesKwargs,
+    ZeroShotSegmentationImageSettings,
     compute_padded_size,
     compute_resized_size,
 )
 
 
-class ZeroShotSegmentationImageProcessor(TorchvisionBackend):
+class ZeroShotSegmentationImageProcessor(ZeroShotSegmentationImageSettings, TorchvisionBackend):
     """Same options and results as the PIL processor, up to the resizing's rounding (one of 255 levels)."""
-
-    valid_kwargs = ZeroShotSegmentationImagesKwargs
-    model_input_names: ClassVar[list[str]] = ["pixel_values", "pixel_mask"]
-    resample = PILImageResampling.BILINEAR
-    image_mean = IMAGENET_DEFAULT_MEAN
-    image_std = IMAGENET_DEFAULT_STD
-    size = DEFAULT_SIZE
-    default_to_square = False
-    do_convert_rgb = True
-    do_resize = True
-    do_rescale = True
-    do_normalize = True
-    do_pad = True
-    size_divisor = DEFAULT_SIZE_DIVISOR
 
     def _preprocess(
         self,
