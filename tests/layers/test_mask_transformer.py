@@ -40,18 +40,25 @@ def test_queries_are_layer_normed_and_read_the_masks():
     torch.testing.assert_close(features.mask_logits[-1], masks, atol=1e-5, rtol=1e-5)
 
 
-def test_no_warning_for_other_backbones(caplog):
-    # transformers says each thing once a process; another test may have heard it
+@pytest.fixture
+def transformers_messages(caplog):
+    """What transformers says at its usual verbosity, whatever other tests have set or already heard."""
+    logger = logging.getLogger("transformers")
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_warning()
     transformers_logging.warning_once.cache_clear()
-    logging.getLogger("transformers").addHandler(caplog.handler)
-    try:
-        backbone = build_backbone_config("resnet")
-        Mask2FormerConfig(backbone_config=backbone)
-        assert "Backbone resnet is not a supported model" in caplog.text
-        caplog.clear()
-        transformers_logging.warning_once.cache_clear()
-        config = MaskTransformerConfig(backbone_config=backbone)
-    finally:
-        logging.getLogger("transformers").removeHandler(caplog.handler)
-    assert caplog.text == ""
+    logger.addHandler(caplog.handler)
+    yield caplog
+    logger.removeHandler(caplog.handler)
+    transformers_logging.set_verbosity(verbosity)
+
+
+def test_no_warning_for_other_backbones(transformers_messages):
+    backbone = build_backbone_config("resnet")
+    Mask2FormerConfig(backbone_config=backbone)
+    assert "Backbone resnet is not a supported model" in transformers_messages.text
+    transformers_messages.clear()
+    transformers_logging.warning_once.cache_clear()
+    config = MaskTransformerConfig(backbone_config=backbone)
+    assert transformers_messages.text == ""
     assert config.model_type == "mask2former"
