@@ -83,7 +83,7 @@ def build_checkpoint(
     text: str, data: Path, backbone_path: Path
 ) -> tuple[ConcatForPanopticSegmentation, ConcatProcessor]:
     """A segmentor of 3.2 M parameters on an ImageNet backbone, with the text tower if there is one."""
-    backbone = MobileNetV2Backbone.from_pretrained(backbone_path)
+    backbone = MobileNetV2Backbone.from_image_classifier(backbone_path)
     text_tower = None if text == "vectors" else load_text_tower(text)
     torch.manual_seed(0)
     model = ConcatForPanopticSegmentation(
