@@ -97,18 +97,3 @@ def test_counted_areas_always_pass(segment_ids):
     segmentation.check_pixels()
     covered = sum(segmentation.mask(segment.id).sum() for segment in segments)
     assert covered == (segment_ids != 0).sum()
-
-
-def test_relabel():
-    ids = np.array([[1, 2]], np.int32)
-    segmentation = PanopticSegmentation(ids, [build_segment(id=1, label_id=1), build_segment(id=2)])
-    relabelled = segmentation.relabel(iter(["road", "car"]))
-    assert [segment.label for segment in relabelled.segments] == ["car", "road"]
-    assert [segment.label for segment in segmentation.segments] == [None, None]
-    assert relabelled.segment_ids is ids
-
-
-def test_relabel_needs_a_text_for_every_segment():
-    segmentation = PanopticSegmentation(np.ones((1, 1), np.int32), [build_segment(label_id=2)])
-    with pytest.raises(ValueError, match=r"2 labels were given, but segments carry label ids \[2\]"):
-        segmentation.relabel(["road", "car"])

@@ -4,8 +4,7 @@ Void is 0 everywhere. Predictions number their segments 1..S without gaps; groun
 file.
 """
 
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -110,17 +109,3 @@ class PanopticSegmentation:
             raise ValueError(f"segments without a pixel: {absent[:10]}")
         if wrong := [(i, listed[i], counted[i]) for i in counted if listed[i] != counted[i]]:
             raise ValueError(f"areas differ from the pixels counted (id, listed, counted): {wrong[:10]}")
-
-    def relabel(self, labels: Iterable[str]) -> "PanopticSegmentation":
-        """The same map with each segment's text taken from ``labels`` (indexed by label_id).
-
-        Raises:
-            ValueError: if a segment's label_id has no text.
-        """
-        names = list(labels)
-        if unnamed := sorted({s.label_id for s in self.segments if s.label_id >= len(names)}):
-            raise ValueError(f"{len(names)} labels were given, but segments carry label ids {unnamed[:10]}")
-        return PanopticSegmentation(
-            self.segment_ids,
-            tuple(replace(segment, label=names[segment.label_id]) for segment in self.segments),
-        )

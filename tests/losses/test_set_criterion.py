@@ -112,6 +112,10 @@ CASES = {
         build_batch(seed=5),
         {"class_weight": 1.0, "mask_weight": 20.0, "dice_weight": 0.5, "no_object_weight": 0.4},
     ),
+    "no object weighs more than a label": (
+        build_batch(counts=(4, 4), label_mask=void_left_third()),
+        {"no_object_weight": 20.0, "ignore_unknown_queries": True},
+    ),
     "half precision": (
         replace(
             build_batch(),

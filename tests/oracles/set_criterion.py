@@ -140,7 +140,7 @@ def set_criterion(
                 x, y = read_at_points(queries[q], points), read_at_points(targets[t], points)
                 mask_term += cross_entropy(x, y, valid_at(points)) / num_masks
                 dice_term += dice(x, y, valid_at(points)) / num_masks
-        terms.append((weighted / max(weight_sum, no_object_weight), mask_term, dice_term))
+        terms.append((weighted / weight_sum if weight_sum else 0.0, mask_term, dice_term))
         matches.append(layer_matches)
     loss = sum(class_weight * c + mask_weight * m + dice_weight * d for c, m, d in terms)
     return loss, terms, matches

@@ -236,7 +236,7 @@ class SetCriterion:
     def _compare(
         self, class_logits: Tensor, mask_logits: Tensor, labels: Tensor, targets: _PointTargets
     ) -> tuple[Tensor, Tensor]:
-        """Matching costs (B, Q, N) of one layer, and which queries (B, Q) mostly cover unknown pixels."""
+        """Matching costs (B, Q, N) of one layer, and which queries (B, Q) learn no class if unmatched."""
         batch_size, num_queries = mask_logits.shape[:2]
         sampled = sample_logits(mask_logits.flatten(0, 1), targets.points)
         point_logits = sampled.view(-1, batch_size, num_queries).transpose(0, 1)
@@ -245,6 +245,8 @@ class SetCriterion:
         costs = (
             self.class_weight * class_costs + self.mask_weight * mask_costs + self.dice_weight * dice_costs
         )
+        if not self.ignore_unknown_queries:
+            return costs, torch.zeros(costs.shape[:2], dtype=torch.bool, device=costs.device)
         is_inside = (point_logits > 0).float()
         outside_labels = (is_inside * ~targets.is_valid[:, :, None]).sum(dim=1)
         return costs, 2 * outside_labels > is_inside.sum(dim=1)
@@ -255,9 +257,7 @@ class SetCriterion:
         """Cross-entropy over the queries of one layer, a mean weighted by the labels' weights."""
         num_columns = class_logits.shape[-1]
         no_object = num_columns - 1
-        learned = torch.full_like(is_unknown, no_object, dtype=torch.int64)
-        if self.ignore_unknown_queries:
-            learned[is_unknown] = UNKNOWN_LABEL
+        learned = torch.where(is_unknown, UNKNOWN_LABEL, no_object)
         for image, match in enumerate(matches):
             learned[image, match.query_indices] = labels[image, match.target_indices]
         weight = class_logits.new_ones(num_columns)
@@ -269,8 +269,9 @@ class SetCriterion:
             ignore_index=UNKNOWN_LABEL,
             reduction="sum",
         )
+        total = weight[learned[learned != UNKNOWN_LABEL]].sum()
         # Where no query learns a class, the sum is 0 and so is the mean.
-        return summed / weight[learned[learned != UNKNOWN_LABEL]].sum().clamp(min=self.no_object_weight)
+        return summed / torch.where(total > 0, total, 1.0)
 
     def _compute_mask_losses(
         self, mask_logits: Tensor, targets: _PointTargets, matches: Sequence[Match]
