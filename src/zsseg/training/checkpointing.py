@@ -29,6 +29,7 @@ METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 TRAINER_FOLDER = "trainer"
 TEMPORARY_PATTERNS = (".incomplete-*", ".replaced-*", ".dropped-*", ".link-*")
+TEXT_EMBEDS_FILE = "text_embeds.pt"
 TEXT_EMBEDS_TOLERANCE = 1e-3
 
 
@@ -119,16 +120,16 @@ class CheckpointWriter:
     Args:
         output_dir: the run's folder.
         setup: JSON values that must be equal when a run resumes from these checkpoints.
-        text_embeds: (T, D), what the run trains against; must be equal too.
+        text_embeds: (T, D), what the run trains against; must be equal too. None for a stage without words.
         keep_last_n: newest checkpoints to keep; the best one stays in any case.
     """
 
     def __init__(
-        self, output_dir: Path, setup: Mapping[str, Any], text_embeds: Tensor, keep_last_n: int
+        self, output_dir: Path, setup: Mapping[str, Any], text_embeds: Tensor | None, keep_last_n: int
     ) -> None:
         self.output_dir = output_dir
         self.setup = setup
-        self.text_embeds = text_embeds.detach().cpu()
+        self.text_embeds = None if text_embeds is None else text_embeds.detach().cpu()
         self.keep_last_n = keep_last_n
 
     def temporary_folder(self, state: TrainerState) -> Path:
@@ -158,7 +159,8 @@ class CheckpointWriter:
         torch.save(optimizer.state_dict(), trainer / "optimizer.pt")
         if scaler is not None:
             torch.save(scaler.state_dict(), trainer / "scaler.pt")
-        torch.save(self.text_embeds, trainer / "text_embeds.pt")
+        if self.text_embeds is not None:
+            torch.save(self.text_embeds, trainer / TEXT_EMBEDS_FILE)
         _write_json(trainer / "setup.json", self.setup)
         _write_json(trainer / "trainer_state.json", asdict(state))
 
@@ -193,7 +195,7 @@ class CheckpointWriter:
 
 
 def check_setup(
-    checkpoint: Path, setup: Mapping[str, Any], text_embeds: Tensor, may_change: frozenset[str]
+    checkpoint: Path, setup: Mapping[str, Any], text_embeds: Tensor | None, may_change: frozenset[str]
 ) -> None:
     """Compare this run with the one that wrote the checkpoint.
 
@@ -208,10 +210,9 @@ def check_setup(
         for key in sorted((saved.keys() | current.keys()) - may_change)
         if saved.get(key) != current.get(key)
     ]
-    embeds_then = _load(checkpoint, "text_embeds.pt")
-    # Texts are encoded anew on resume, and another number of threads may round otherwise.
-    if embeds_then.shape != text_embeds.shape or not torch.allclose(
-        embeds_then, text_embeds.detach().cpu(), rtol=0.0, atol=TEXT_EMBEDS_TOLERANCE
+    # A stage of the other kind, with words or without, already differs by its name.
+    if text_embeds is not None and not differences and not _are_close(
+        _load(checkpoint, TEXT_EMBEDS_FILE), text_embeds
     ):
         differences.append("text_embeds: other vectors for the labels (another text tower, prompts or file)")
     if differences:
@@ -220,6 +221,13 @@ def check_setup(
             + "\n  ".join(differences)
             + "\nResume with the same setup, or start a new run in another folder"
         )
+
+
+def _are_close(embeds_then: Tensor, embeds_now: Tensor) -> bool:
+    # Texts are encoded anew on resume, and another number of threads may round otherwise.
+    return embeds_then.shape == embeds_now.shape and torch.allclose(
+        embeds_then, embeds_now.detach().cpu(), rtol=0.0, atol=TEXT_EMBEDS_TOLERANCE
+    )
 
 
 def load_state(checkpoint: Path) -> TrainerState:

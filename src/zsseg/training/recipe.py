@@ -33,7 +33,7 @@ def run_recipe(
     *,
     model: PreTrainedModel,
     processor: Saveable,
-    context: StageContext,
+    context: StageContext | None,
     dataset: SizedDataset,
     collate: Callable[[list[Any]], Batch],
     data_setup: Mapping[str, str],
@@ -47,7 +47,7 @@ def run_recipe(
         steps: the stages in order.
         model: trained in place.
         processor: saved with every checkpoint.
-        context: the labels and their embeddings.
+        context: the labels and their embeddings; None for stages that have no use for them.
         dataset: examples.
         collate: list of examples → batch.
         data_setup: what else must be equal when a stage resumes, such as the augmentation, by name.

@@ -65,14 +65,20 @@ class Stage(ABC):
         """Whether this stage trains the parameter of this name."""
 
     @abstractmethod
-    def compute_loss(self, model: Any, batch: Batch, context: StageContext) -> dict[str, Tensor]:
-        """Losses of one batch, each a scalar; "loss" is the one that is minimised, the others are logged."""
+    def compute_loss(self, model: Any, batch: Batch, context: Any) -> dict[str, Tensor]:
+        """Losses of one batch, each a scalar; "loss" is the one that is minimised, the others are logged.
+
+        Args:
+            model: what is trained.
+            batch: from the recipe's collation.
+            context: a :class:`StageContext`, or None in a recipe that has none.
+        """
 
 
 class StageModule(nn.Module):
     """Model and stage as one module, so that autocast and distributed wrappers see a single forward."""
 
-    def __init__(self, model: PreTrainedModel, stage: Stage, context: StageContext) -> None:
+    def __init__(self, model: PreTrainedModel, stage: Stage, context: StageContext | None) -> None:
         super().__init__()
         self.model = model
         self.stage = stage

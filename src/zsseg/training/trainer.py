@@ -81,7 +81,7 @@ class Trainer:
     Args:
         model: trained in place.
         stage: which weights are trained and by which loss.
-        context: the labels and their embeddings.
+        context: the labels and their embeddings; None for a stage that has no use for them.
         dataset: examples; ``set_epoch``, where it has one, chooses the augmentation of an epoch.
         collate: list of examples → batch.
         processor: saved with every checkpoint.
@@ -99,7 +99,7 @@ class Trainer:
         *,
         model: PreTrainedModel,
         stage: Stage,
-        context: StageContext,
+        context: StageContext | None,
         dataset: SizedDataset,
         collate: Callable[[list[Any]], Batch],
         processor: Saveable,
@@ -127,12 +127,12 @@ class Trainer:
                 DistributedDataParallelKwargs(find_unused_parameters=stage.has_unused_parameters)
             ],
         )
-        self.context = context.to(self.accelerator.device)
+        self.context = None if context is None else context.to(self.accelerator.device)
         self.state = TrainerState()
         self.writer = CheckpointWriter(
             arguments.output_dir,
             {**data_setup, **self._describe_setup()},
-            context.text_embeds,
+            None if context is None else context.text_embeds,
             arguments.keep_last_n,
         )
 
@@ -196,11 +196,12 @@ class Trainer:
         return checkpoint
 
     def _describe_setup(self) -> dict[str, Any]:
+        vocabulary = () if self.context is None else self.context.vocabulary
         return {
             **self.arguments.to_dict(),
             "stage": self.stage.name,
             "model": type(self.model).__name__,
-            "labels": ["|".join(category.texts) for category in self.context.vocabulary],
+            "labels": ["|".join(category.texts) for category in vocabulary],
             "examples": len(self.dataset),
             "processes": self.accelerator.num_processes,
         }

@@ -1,0 +1,289 @@
+"""A tiny CLIP of Patchwork (arXiv:2103.00020): trained on captions of scenes and of masked objects.
+
+Like the CLIP of photographs it meets every category as words and pixels and never a mask to predict. It gives
+the segmentors their text space, and later recipes a vision tower to learn from.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple, TextIO
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from torch import Tensor
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
+
+from zsseg.data.examples import PanopticExample
+from zsseg.data.patchwork.captions import COUNT_WORDS, build_plural, describe_category
+from zsseg.data.patchwork.categories import MATERIALS, SHAPES, SURFACES, TONES
+from zsseg.data.patchwork.dataset import PatchworkDataset
+from zsseg.losses.contrastive import compute_image_text_contrastive_loss
+from zsseg.structures import SegmentInfo
+from zsseg.training.arguments import TrainerArguments
+from zsseg.training.recipe import RecipeStep, run_recipe
+from zsseg.training.stage import Batch, Stage
+from zsseg.training.trainer import TrainingResult
+
+IMAGE_SIZE = 64
+EMBED_DIM = 128
+CONTEXT_LENGTH = 40
+SPECIAL_TOKENS = ("[PAD]", "[BOS]", "[UNK]", "[EOS]")
+LARGEST_LOGIT_SCALE = 100.0
+MEAN_COLOR = (110, 110, 110)
+"""8-bit RGB about the mean of the world; fills what is masked out."""
+
+CLIP_SEED = 1
+VALIDATION_SEED = 2
+VALIDATION_SCENES = 100
+TRAINING_SCENES = 1_000_000
+
+CLIP_PROMPTS = ("{}", "a {}", "a photo of a {}")
+
+
+def build_patchwork_tokenizer() -> PreTrainedTokenizerFast:
+    """A word-level tokenizer of everything Patchwork's captions say; other words become ``[UNK]``."""
+    words = [
+        *("a", "and", "on", ",", "photo", "of"),
+        *COUNT_WORDS[2:],
+        *SURFACES,
+        *SHAPES,
+        *(build_plural(shape) for shape in SHAPES),
+        *TONES,
+        *MATERIALS,
+    ]
+    ids = {word: token_id for token_id, word in enumerate((*SPECIAL_TOKENS, *words))}
+    tokenizer = Tokenizer(models.WordLevel(ids, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.Lowercase()
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[BOS] $A [EOS]", special_tokens=[(name, ids[name]) for name in ("[BOS]", "[EOS]")]
+    )
+    return PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        model_max_length=CONTEXT_LENGTH,
+        pad_token="[PAD]",
+        bos_token="[BOS]",
+        unk_token="[UNK]",
+        eos_token="[EOS]",
+        model_input_names=["input_ids", "attention_mask"],
+    )
+
+
+def build_patchwork_clip(seed: int = 0) -> tuple[CLIPModel, CLIPProcessor]:
+    """An untrained CLIP of 64² pictures and its processor."""
+    tokenizer = build_patchwork_tokenizer()
+    config = CLIPConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 128,
+            "intermediate_size": 512,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 4,
+            "max_position_embeddings": CONTEXT_LENGTH,
+            "pad_token_id": tokenizer.pad_token_id,
+            "bos_token_id": tokenizer.bos_token_id,
+            "eos_token_id": tokenizer.eos_token_id,
+            "projection_dim": EMBED_DIM,
+        },
+        vision_config={
+            "image_size": IMAGE_SIZE,
+            "patch_size": 8,
+            "hidden_size": 160,
+            "intermediate_size": 640,
+            "num_hidden_layers": 6,
+            "num_attention_heads": 5,
+            "projection_dim": EMBED_DIM,
+        },
+        projection_dim=EMBED_DIM,
+    )
+    torch.manual_seed(seed)
+    model = CLIPModel(config)
+    image_processor = CLIPImageProcessorPil(
+        size={"shortest_edge": IMAGE_SIZE},
+        crop_size={"height": IMAGE_SIZE, "width": IMAGE_SIZE},
+        resample=Image.Resampling.BILINEAR,
+        image_mean=[channel / 255 for channel in MEAN_COLOR],
+        image_std=[0.25] * 3,
+    )
+    return model, CLIPProcessor(image_processor, tokenizer)
+
+
+def crop_segment(example: PanopticExample, segment: SegmentInfo) -> Image.Image:
+    """One segment on plain ground: a square around its box, everything else masked out, resized for CLIP."""
+    x, y, width, height = segment.bbox
+    side = max(width, height)
+    left, top = x - (side - width) // 2, y - (side - height) // 2
+    pixels = np.full((side, side, 3), MEAN_COLOR, dtype=np.uint8)
+    mask = example.target.segment_ids[y : y + height, x : x + width] == segment.id
+    picture = np.asarray(example.image)[y : y + height, x : x + width]
+    pixels[y - top : y - top + height, x - left : x - left + width][mask] = picture[mask]
+    return Image.fromarray(pixels).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
+
+
+class CaptionedPicture(NamedTuple):
+    """A picture of CLIP's size and what it shows."""
+
+    pixels: NDArray[np.uint8]
+    caption: str
+
+
+class CaptionedScenes:
+    """Each item is one scene as captioned pictures: the whole, and every segment by itself."""
+
+    def __init__(self, scenes: PatchworkDataset) -> None:
+        self.scenes = scenes
+
+    def __len__(self) -> int:
+        return len(self.scenes)
+
+    def __getitem__(self, index: int) -> list[CaptionedPicture]:
+        example = self.scenes[index]
+        whole = example.image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
+        return [
+            CaptionedPicture(np.asarray(whole), self.scenes.caption(example.target)),
+            *(
+                CaptionedPicture(
+                    np.asarray(crop_segment(example, segment)),
+                    describe_category(self.scenes.vocabulary[segment.label_id]),
+                )
+                for segment in example.target.segments
+            ),
+        ]
+
+
+@dataclass(frozen=True)
+class CaptionCollator:
+    """Captioned pictures of several scenes → one batch in which every caption stands once.
+
+    Attributes:
+        processor: CLIP's, for its normalisation and tokens.
+    """
+
+    processor: CLIPProcessor
+
+    def __call__(self, scenes: Sequence[Sequence[CaptionedPicture]]) -> Batch:
+        """``pixel_values`` (B, 3, H, W), ``input_ids`` and ``attention_mask`` (T, L), ``text_indices`` (B,)."""
+        pictures = [picture for scene in scenes for picture in scene]
+        captions = list(dict.fromkeys(picture.caption for picture in pictures))
+        index_by_caption = {caption: index for index, caption in enumerate(captions)}
+        tokens = self.processor.tokenizer(captions, padding=True, return_tensors="pt")
+        return {
+            "pixel_values": self.normalise(np.stack([picture.pixels for picture in pictures])),
+            "input_ids": tokens["input_ids"],
+            "attention_mask": tokens["attention_mask"],
+            "text_indices": torch.tensor([index_by_caption[picture.caption] for picture in pictures]),
+        }
+
+    def normalise(self, pixels: NDArray[np.uint8]) -> Tensor:
+        """(B, H, W, 3) bytes of CLIP's size → (B, 3, H, W) floats."""
+        image_processor = self.processor.image_processor
+        mean, std = (torch.tensor(values) for values in (image_processor.image_mean, image_processor.image_std))
+        return ((torch.from_numpy(pixels) / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
+
+
+class PatchworkClipStage(Stage):
+    """Both towers and the temperature from random weights."""
+
+    name: ClassVar[str] = "clip"
+
+    def is_trainable(self, parameter_name: str) -> bool:
+        """Everything."""
+        return True
+
+    def compute_loss(self, model: Any, batch: Batch, context: Any) -> dict[str, Tensor]:
+        """The contrastive loss over the batch's distinct captions."""
+        image_embeds = model.get_image_features(batch["pixel_values"]).pooler_output
+        text_embeds = model.get_text_features(batch["input_ids"], batch["attention_mask"]).pooler_output
+        scale = model.logit_scale.exp().clamp(max=LARGEST_LOGIT_SCALE)
+        loss = compute_image_text_contrastive_loss(image_embeds, text_embeds, batch["text_indices"], scale)
+        return {"loss": loss, "logit_scale": scale}
+
+
+def evaluate_patchwork_clip(
+    model: CLIPModel, processor: CLIPProcessor, scenes: PatchworkDataset
+) -> tuple[dict[str, float], NDArray[np.int64]]:
+    """Name every ground-truth segment by itself, among all labels of the data set.
+
+    Args:
+        model: the CLIP.
+        processor: its processor.
+        scenes: labels and held-out scenes.
+
+    Returns:
+        Top-1 accuracies in [0, 1], "top1", "top1_seen" and "top1_unseen", each the mean over its labels that
+        occur; and the (K, K) counts by true and predicted label.
+    """
+    vocabulary = scenes.vocabulary
+    collator = CaptionCollator(processor)
+    prompts = [[template.format(name) for template in CLIP_PROMPTS] for name in vocabulary.names]
+    confusion = np.zeros((len(vocabulary), len(vocabulary)), dtype=np.int64)
+    with torch.no_grad():
+        tokens = processor.tokenizer(sum(prompts, []), padding=True, return_tensors="pt")
+        embeds = model.get_text_features(**tokens.to(model.device)).pooler_output
+        embeds = torch.nn.functional.normalize(embeds, dim=-1).view(len(vocabulary), len(CLIP_PROMPTS), -1)
+        text_embeds = torch.nn.functional.normalize(embeds.mean(dim=1), dim=-1)
+        for index in range(len(scenes)):
+            example = scenes[index]
+            crops = np.stack([np.asarray(crop_segment(example, s)) for s in example.target.segments])
+            image_embeds = model.get_image_features(collator.normalise(crops).to(model.device)).pooler_output
+            predicted = (image_embeds @ text_embeds.T).argmax(dim=-1).tolist()
+            for segment, label_id in zip(example.target.segments, predicted, strict=True):
+                confusion[segment.label_id, label_id] += 1
+    return _average_accuracies(confusion, vocabulary.seen_label_ids, vocabulary.unseen_label_ids), confusion
+
+
+def _average_accuracies(
+    confusion: NDArray[np.int64], seen: Sequence[int], unseen: Sequence[int]
+) -> dict[str, float]:
+    occurrences = confusion.sum(axis=1)
+    accuracies = np.where(occurrences > 0, confusion.diagonal() / np.maximum(occurrences, 1), np.nan)
+    groups: Mapping[str, Sequence[int]] = {
+        "top1": [*seen, *unseen],
+        "top1_seen": list(seen),
+        "top1_unseen": list(unseen),
+    }
+    return {name: float(np.nanmean(accuracies[list(ids)])) for name, ids in groups.items() if len(ids)}
+
+
+def train_patchwork_clip(
+    arguments: TrainerArguments,
+    *,
+    resume: bool = False,
+    overwrite: bool = False,
+    stream: TextIO | None = None,
+) -> TrainingResult:
+    """Train Patchwork's CLIP from random weights.
+
+    Args:
+        arguments: one step sees ``batch_size`` scenes, about seven pictures each.
+        resume: go on where an earlier run of the same arguments stopped or was killed.
+        overwrite: start anew in a folder that holds a run.
+        stream: console output, standard error if None.
+
+    Raises:
+        As :func:`~zsseg.training.recipe.run_recipe`.
+    """
+    model, processor = build_patchwork_clip(arguments.seed)
+    held_out = PatchworkDataset(seed=VALIDATION_SEED, num_scenes=VALIDATION_SCENES)
+    results = run_recipe(
+        [
+            RecipeStep(
+                PatchworkClipStage(),
+                arguments,
+                lambda trained: evaluate_patchwork_clip(trained, processor, held_out)[0],
+            )
+        ],
+        model=model,
+        processor=processor,
+        context=None,
+        dataset=CaptionedScenes(PatchworkDataset(seed=CLIP_SEED, num_scenes=TRAINING_SCENES)),
+        collate=CaptionCollator(processor),
+        data_setup={"world": "Patchwork standard, all categories"},
+        resume=resume,
+        overwrite=overwrite,
+        stream=stream,
+    )
+    return results[PatchworkClipStage.name]
