@@ -7,6 +7,7 @@ families join transformers' Auto classes and pipelines when those are imported.
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from zsseg import checkpoints
 from zsseg._version import __version__
 from zsseg.registration import register, register_after_import
 
@@ -46,6 +47,7 @@ __all__ = [
     "SegmentInfo",
     "Vocabulary",
     "__version__",
+    "checkpoints",
     "load_image",
     "register",
 ]

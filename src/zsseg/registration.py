@@ -7,11 +7,14 @@ families join their tables. :func:`register` does it at once.
 
 import importlib
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType
 from typing import Any
+
+from zsseg._version import __version__
+from zsseg.checkpoints import packaged
 
 
 @dataclass(frozen=True)
@@ -90,8 +93,34 @@ def register_pipelines() -> None:
         # Registering a task again would print a warning.
         if task not in PIPELINE_REGISTRY.supported_tasks:
             PIPELINE_REGISTRY.register_pipeline(
-                task, pipeline_class=pipeline_class, pt_model=models, type="multimodal"
+                task,
+                pipeline_class=pipeline_class,
+                pt_model=models,
+                default=_PackagedModel(),
+                type="multimodal",
             )
+
+
+class _PackagedModel(Mapping[str, tuple[str, str]]):
+    """The model of a pipeline that was given none, looked up only then.
+
+    So a packaged file that is missing stops nobody else, and is reported as such. Transformers prints folder
+    and revision, for which our version stands: a folder has no revision, and it comes with that version.
+    """
+
+    def __getitem__(self, key: str) -> tuple[str, str]:
+        if key not in self:
+            raise KeyError(key)
+        return str(packaged()), __version__
+
+    def __contains__(self, key: object) -> bool:
+        return key == "model"
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(("model",))
+
+    def __len__(self) -> int:
+        return 1
 
 
 REGISTERED_AFTER: dict[str, Callable[[], None]] = {

@@ -200,6 +200,16 @@ def test_a_comparison_shows_picture_prediction_and_truth_in_one_color_scheme():
     assert swapped.shape == pixels.shape
 
 
+def test_without_ground_truth_picture_and_prediction_stand_alone():
+    image = Image.new("RGB", (300, 150), (90, 90, 90))
+    guess = segmentation_of(grid(1, 3, 150, 300), [1, 1, 0])
+    pixels = np.array(draw_comparison(image, guess, None, VOCABULARY))
+    assert 600 < pixels.shape[1] < 620
+    header = next(y for y in range(pixels.shape[0]) if (pixels[y, 2] == 90).all())
+    prediction = np.array(draw_panoptic(image, guess, VOCABULARY))[:150]
+    assert np.array_equal(pixels[header : header + 150, -300:], prediction)
+
+
 def test_semantic_maps_can_be_compared():
     image = picture(120, 80)
     label_map = np.full((80, 120), 1, dtype=np.int64)

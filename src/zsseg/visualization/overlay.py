@@ -95,14 +95,14 @@ def draw_semantic(
 def draw_comparison(
     image: Image.Image,
     prediction: PanopticSegmentation | NDArray[np.integer],
-    target: PanopticSegmentation | NDArray[np.integer],
+    target: PanopticSegmentation | NDArray[np.integer] | None,
     vocabulary: Vocabulary,
     *,
     ignore_index: int | None = 255,
     alpha: float = 0.55,
     font: FontFile | None = None,
 ) -> Image.Image:
-    """Draw picture, prediction and ground truth side by side with one legend.
+    """Draw picture, prediction and ground truth, where there is one, side by side with one legend.
 
     A label has the same colour in both; a predicted thing has the shade of the true one that it covers with
     an IoU above 0.5. The legend counts things as predicted | true.
@@ -110,14 +110,14 @@ def draw_comparison(
     Args:
         image: (H, W) picture of eight bits a channel.
         prediction: panoptic segmentation, or (H, W) semantic map.
-        target: likewise.
+        target: likewise; None draws picture and prediction alone.
         vocabulary: what the label ids of both mean.
         ignore_index: value of unlabelled pixels in semantic maps; None if every pixel has a label.
         alpha: as for :func:`draw_panoptic`.
         font: as for :func:`draw_panoptic`.
 
     Returns:
-        An RGB picture a little more than 3 W wide.
+        An RGB picture a little more than 3 W wide, or 2 W without ground truth.
 
     Raises:
         ValueError: as for :func:`draw_panoptic` and :func:`draw_semantic`.
@@ -127,13 +127,18 @@ def draw_comparison(
         if isinstance(each, PanopticSegmentation)
         else Layer.from_semantic(each, vocabulary, ignore_index)
         for each in (target, prediction)
+        if each is not None
     ]
     renderer = _Renderer(image, layers, vocabulary, alpha, font)
-    (true_panel, true_tags), (predicted_panel, predicted_tags) = renderer.panels()
+    *true_panels, (predicted_panel, predicted_tags) = renderer.panels()
     row = renderer.side_by_side(
-        [("picture", renderer.image), ("prediction", predicted_panel), ("ground truth", true_panel)]
+        [
+            ("picture", renderer.image),
+            ("prediction", predicted_panel),
+            *(("ground truth", panel) for panel, _ in true_panels),
+        ]
     )
-    return renderer.with_legend(row, [*predicted_tags, *true_tags])
+    return renderer.with_legend(row, [*predicted_tags, *(tag for _, tags in true_panels for tag in tags)])
 
 
 class _Renderer:
