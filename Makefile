@@ -1,9 +1,13 @@
-# `make test` is the whole story on a fresh machine: environment, install, lint, types, layers, tests.
+# On a fresh machine `make demo` is environment, install and one picture segmented by words; `make test` is
+# environment, install, lint, types, layers and tests.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: test lint clean
+.PHONY: demo test lint clean
+
+demo: $(VENV)/.base
+	$(BIN)/zsseg demo
 
 test: lint
 	$(BIN)/pytest
@@ -14,10 +18,15 @@ lint: $(VENV)/.installed
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 
-# torch goes first, pinned, so that no later package pulls another build of it.
-$(VENV)/.installed: pyproject.toml constraints.txt
+# What running needs. torch goes first, pinned, so that no later package pulls another build of it.
+$(VENV)/.base: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	touch $@
+
+# And what developing needs.
+$(VENV)/.installed: $(VENV)/.base
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
 # torchvision stays off the import path: beside a CPU build of torch its compiled operators do not load, and then
 # nothing of transformers imports. One test adds this folder for itself.

@@ -11,7 +11,7 @@ WITHOUT_TORCH = """
 import sys
 from typer.testing import CliRunner
 from zsseg.cli.main import app
-for line in ("--help", "--version", "env", "segment --help", "train concat --help", "evaluate --help",
+for line in ("--help", "--version", "env", "segment --help", "train concat --help", "evaluate --help", "demo --help",
              "segment x.png --labels road --model /no/such --output out"):
     result = CliRunner().invoke(app, line.split())
     assert "Traceback" not in result.output, result.output
@@ -23,12 +23,12 @@ for line in ("--help", "--version", "env", "segment --help", "train concat --hel
 def test_the_commands_are_listed(run):
     outcome = run("--help")
     assert outcome.code == 0
-    for command in ("segment", "evaluate", "train", "env"):
+    for command in ("segment", "evaluate", "train", "demo", "env"):
         assert command in outcome.stdout
     assert run("--version").stdout == f"zsseg {__version__}\n"
 
 
-@pytest.mark.parametrize("command", [("segment",), ("evaluate",), ("train", "concat")])
+@pytest.mark.parametrize("command", [("segment",), ("evaluate",), ("train", "concat"), ("demo",)])
 def test_every_command_explains_itself(run, command):
     outcome = run(*command, "--help")
     assert outcome.code == 0

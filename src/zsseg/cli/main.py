@@ -5,6 +5,7 @@ from typing import Annotated
 import typer
 
 from zsseg import __version__
+from zsseg.cli.commands.demo import demo
 from zsseg.cli.commands.env import env
 from zsseg.cli.commands.evaluate import evaluate
 from zsseg.cli.commands.segment import segment
@@ -22,6 +23,7 @@ app = typer.Typer(
 app.command()(segment)
 app.command()(evaluate)
 app.add_typer(train)
+app.command()(demo)
 app.command()(env)
 
 

@@ -58,6 +58,17 @@ ModelOption = Annotated[
         rich_help_panel=CHECKPOINT_PANEL,
     ),
 ]
+OptionalModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        help="Folder of a checkpoint, or its name on the Hub.",
+        show_default="the packaged one, of Patchwork",
+        rich_help_panel=CHECKPOINT_PANEL,
+    ),
+]
 DeviceOption = Annotated[
     str | None,
     typer.Option(

@@ -6,17 +6,18 @@ from typing import Annotated
 
 import typer
 
+from zsseg.checkpoints import resolve_checkpoint
 from zsseg.cli.checkpoint_loading import load_pipeline
 from zsseg.cli.image_sources import find_images
 from zsseg.cli.labels import LABELS_SYNTAX, parse_vocabulary
-from zsseg.cli.messages import EXIT_FAILURE, TracebackOption, UsageError, errors_in_one_line
+from zsseg.cli.messages import EXIT_FAILURE, TracebackOption, UsageError, errors_in_one_line, print_note
 from zsseg.cli.options import (
     CHECKPOINT_PANEL,
     RESULT_PANEL,
     BatchSizeOption,
     DeviceOption,
     MaskThresholdOption,
-    ModelOption,
+    OptionalModelOption,
     OverlapThresholdOption,
     OverwriteOption,
     Task,
@@ -115,8 +116,8 @@ FontOption = Annotated[
 def segment(
     images: ImagesArgument,
     labels: LabelsOption,
-    model: ModelOption,
     output: OutputOption,
+    model: OptionalModelOption = None,
     stuff: StuffOption = "",
     unseen: UnseenOption = "",
     task: TaskOption = Task.PANOPTIC,
@@ -155,8 +156,13 @@ def segment(
             raise FileNotFoundError(f"there is no font file at {font}")
         sources = find_images(images)
         check_output_folder(output, overwrite=overwrite)
+        checkpoint = resolve_checkpoint(model)
+        if model is None:
+            print_note(
+                "no --model, so the packaged checkpoint, which knows Patchwork's words and no photograph"
+            )
         segmenter = load_pipeline(
-            task.value, model, device=device, dtype=None if dtype is None else dtype.value
+            task.value, checkpoint, device=device, dtype=None if dtype is None else dtype.value
         )
         if size is not None:
             segmenter.processor.image_processor.size = {
@@ -166,9 +172,9 @@ def segment(
         from zsseg.cli.segmentation_run import SegmentationRun
 
         run = SegmentationRun(sources, vocabulary, task, output, font)
-        run.print_setup(model, segmenter)
+        run.print_setup(checkpoint, segmenter)
         run.segment_all(segmenter, batch_size=batch_size, **chosen)
-        run.write_records(model)
+        run.write_records(checkpoint)
         run.print_end()
     if run.failures:
         raise typer.Exit(EXIT_FAILURE)
