@@ -11,7 +11,8 @@ WITHOUT_TORCH = """
 import sys
 from typer.testing import CliRunner
 from zsseg.cli.main import app
-for line in ("--help", "--version", "env", "segment --help", "train concat --help", "evaluate --help", "demo --help",
+for line in ("--help", "--version", "env", "segment --help", "train concat --help", "evaluate --help",
+             "evaluate patchwork --help", "demo --help",
              "segment x.png --labels road --model /no/such --output out"):
     result = CliRunner().invoke(app, line.split())
     assert "Traceback" not in result.output, result.output
@@ -28,7 +29,9 @@ def test_the_commands_are_listed(run):
     assert run("--version").stdout == f"zsseg {__version__}\n"
 
 
-@pytest.mark.parametrize("command", [("segment",), ("evaluate",), ("train", "concat"), ("demo",)])
+@pytest.mark.parametrize(
+    "command", [("segment",), ("evaluate",), ("evaluate", "patchwork"), ("train", "concat"), ("demo",)]
+)
 def test_every_command_explains_itself(run, command):
     outcome = run(*command, "--help")
     assert outcome.code == 0

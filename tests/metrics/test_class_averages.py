@@ -3,7 +3,7 @@ import math
 import numpy as np
 import pytest
 
-from zsseg.metrics.class_averages import average_over_groups
+from zsseg.metrics.class_averages import average_over_groups, group_label_ids
 from zsseg.vocabulary import Vocabulary
 
 
@@ -26,10 +26,19 @@ def test_both_conventions_by_hand():
             "PQ_seen_all_classes": 0.5,
             "PQ_unseen": 0.2,
             "PQ_unseen_all_classes": 0.1,
+            "PQ_seen_th": 0.6,
+            "PQ_seen_th_all_classes": 0.6,
+            "PQ_seen_st": 0.4,
+            "PQ_seen_st_all_classes": 0.4,
+            "PQ_unseen_th": 0.2,
+            "PQ_unseen_th_all_classes": 0.2,
+            "PQ_unseen_st": np.nan,
+            "PQ_unseen_st_all_classes": 0.0,
             "hPQ": 2 * 0.5 * 0.1 / 0.6,
             "hPQ_present_classes": 2 * 0.5 * 0.2 / 0.7,
         },
         rel=1e-14,
+        nan_ok=True,
     )
 
 
@@ -46,6 +55,8 @@ def test_groups_without_labels_have_no_key():
             "mIoU_th_all_classes",
             "mIoU_seen",
             "mIoU_seen_all_classes",
+            "mIoU_seen_th",
+            "mIoU_seen_th_all_classes",
         )
     }
 
@@ -56,3 +67,20 @@ def test_a_group_without_present_labels_is_nan_or_zero():
     assert math.isnan(averages["PQ_unseen"])
     assert math.isnan(averages["hPQ_present_classes"])
     assert averages["PQ_unseen_all_classes"] == averages["hPQ"] == 0.0
+
+
+def test_groups_share_labels_between_kind_and_training():
+    vocabulary = Vocabulary.from_labels(
+        ["car", "road", "cow", "sky", "tree"], stuff_labels=["road", "sky", "tree"], unseen_labels=["sky"]
+    )
+    assert group_label_ids(vocabulary) == {
+        "": (0, 1, 2, 3, 4),
+        "_th": (0, 2),
+        "_st": (1, 3, 4),
+        "_seen": (0, 1, 2, 4),
+        "_unseen": (3,),
+        "_seen_th": (0, 2),
+        "_seen_st": (1, 4),
+        "_unseen_th": (),
+        "_unseen_st": (3,),
+    }

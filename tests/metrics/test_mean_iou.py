@@ -54,6 +54,7 @@ def test_equals_the_oracle(ignore_index, data):
         return sum(iou[label_id] or 0.0 for label_id in label_ids) / len(label_ids)
 
     groups = {"": [0, 1, 2, 3], "_th": [0, 1], "_st": [2, 3], "_seen": [0, 2], "_unseen": [1, 3]}
+    groups |= {"_seen_th": [0], "_seen_st": [2], "_unseen_th": [1], "_unseen_st": [3]}
     expected = {f"mIoU{group}": mean(label_ids) for group, label_ids in groups.items()}
     expected |= {f"mIoU{group}_all_classes": mean_of_all(label_ids) for group, label_ids in groups.items()}
     for harmonic, suffix in (("hIoU", "_all_classes"), ("hIoU_present_classes", "")):

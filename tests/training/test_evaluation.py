@@ -13,7 +13,8 @@ from zsseg.data.seen_filter import SubsetDataset
 from zsseg.data.semantic_maps import SemanticMapDataset
 from zsseg.metrics import MeanIoU, PanopticQuality
 from zsseg.models.inference import encode_vocabulary
-from zsseg.training.evaluation import evaluate_model
+from zsseg.training.evaluation import build_metric, evaluate_model, score_predictions
+from zsseg.vocabulary import Vocabulary
 
 UNTIMED = ("seconds_per_image",)
 
@@ -100,6 +101,39 @@ def test_batches_and_modes_change_nothing(dataset, model, processor):
         )
         assert model.training
     assert all(np.array_equal(one, three) for one, three in zip(maps[1], maps[3], strict=True))
+
+
+def test_one_pass_scores_both_tasks_like_one_pass_each(dataset, model, processor):
+    metrics = {task: build_metric(task, dataset.vocabulary) for task in ("panoptic", "semantic")}
+    seconds = score_predictions(
+        model, processor, dataset, metrics=metrics, batch_size=2, threshold=0.0, progress=False
+    )
+    assert len(seconds) == len(dataset)
+    assert seconds[0] == seconds[1] > 0
+    for task, metric in metrics.items():
+        alone = evaluate_model(model, processor, dataset, task=task, threshold=0.0, progress=False)
+        assert metric.compute().items() <= untimed(alone).items()
+
+
+def test_other_texts_stand_for_the_labels(dataset, model, processor):
+    maps = {}
+    for order in ((0, 1, 2), (2, 0, 1)):
+        found = maps[order] = []
+        score_predictions(
+            model,
+            processor,
+            dataset,
+            metrics={"semantic": build_metric("semantic", dataset.vocabulary)},
+            text_vocabulary=dataset.vocabulary.select(order),
+            progress=False,
+            on_result=lambda _, predictions, found=found: found.append(predictions["semantic"]),
+        )
+    for own, other in zip(*maps.values(), strict=True):
+        assert np.array_equal(own, np.array((2, 0, 1))[other])
+    with pytest.raises(ValueError, match="each of the data set's 3 labels, got 2"):
+        score_predictions(
+            model, processor, dataset, metrics={}, text_vocabulary=Vocabulary.from_labels(["red", "blue"])
+        )
 
 
 def test_only_the_first_images(dataset, model, processor):

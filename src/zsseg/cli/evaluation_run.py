@@ -6,17 +6,17 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import typer
 
 from zsseg import __version__
 from zsseg.cli.ground_truth import LabelSetup, describe_labels
 from zsseg.cli.options import Task
+from zsseg.cli.overlays import OverlayWriter
 from zsseg.cli.text_layout import echo_table, format_count, format_percent
 from zsseg.data.examples import PanopticDataset, PanopticExample
 from zsseg.data.semantic_maps import convert_panoptic_to_semantic
+from zsseg.metrics.class_averages import group_label_ids
 from zsseg.training.evaluation import IGNORED, Prediction, build_metric, evaluate_model
-from zsseg.visualization import draw_comparison
 
 GROUPS = {"all": "", "things": "_th", "stuff": "_st", "seen": "_seen", "unseen": "_unseen"}
 """Rows of the table and how the metrics' keys end for them."""
@@ -62,14 +62,17 @@ class EvaluationRun:
             overlays: how many pictures to draw, evenly spread over the data set.
             options: of :func:`~zsseg.training.evaluation.evaluate_model`.
         """
-        drawn = set(np.linspace(0, self.num_images - 1, overlays).round().astype(int).tolist())
-        position = 0
+        writer = (
+            None
+            if output is None
+            else OverlayWriter(
+                output / "overlays", self.vocabulary, num_images=self.num_images, num_overlays=overlays
+            )
+        )
 
         def take(example: PanopticExample, prediction: Prediction) -> None:
-            nonlocal position
-            if output is not None and position in drawn:
-                self._draw(example, prediction, output / "overlays")
-            position += 1
+            if writer is not None:
+                writer.take(example, prediction, self._target(example))
 
         self.averages = evaluate_model(
             segmenter.model,
@@ -85,15 +88,13 @@ class EvaluationRun:
     def print_averages(self) -> None:
         """The averages in both conventions, in percent, a row a group."""
         names = [name for name, ending in GROUPS.items() if self.figures[0] + ending in self.averages]
-        sizes = {
-            "all": len(self.vocabulary),
-            "things": len(self.vocabulary.thing_label_ids),
-            "stuff": len(self.vocabulary.stuff_label_ids),
-            "seen": len(self.vocabulary.seen_label_ids),
-            "unseen": len(self.vocabulary.unseen_label_ids),
-        }
+        groups = group_label_ids(self.vocabulary)
         rows = [
-            [name, str(sizes[name]), *self._cells([f"{figure}{GROUPS[name]}" for figure in self.figures])]
+            [
+                name,
+                str(len(groups[GROUPS[name]])),
+                *self._cells([f"{figure}{GROUPS[name]}" for figure in self.figures]),
+            ]
             for name in names
         ]
         if "unseen" in names:
@@ -174,14 +175,6 @@ class EvaluationRun:
         if self.task is Task.PANOPTIC:
             return example.target
         return convert_panoptic_to_semantic(example.target, ignore_index=IGNORED)
-
-    def _draw(self, example: PanopticExample, prediction: Prediction, folder: Path) -> None:
-        picture = draw_comparison(
-            example.image, prediction, self._target(example), self.vocabulary, ignore_index=IGNORED
-        )
-        path = (folder / example.file_name).with_suffix(".png")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        picture.save(path)
 
 
 def _without_nan(value: Any) -> Any:

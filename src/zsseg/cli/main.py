@@ -21,7 +21,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["--help", "-h"]},
 )
 app.command()(segment)
-app.command()(evaluate)
+app.add_typer(evaluate)
 app.add_typer(train)
 app.command()(demo)
 app.command()(env)

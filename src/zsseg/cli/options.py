@@ -130,6 +130,16 @@ OverwriteOption = Annotated[
         rich_help_panel=RESULT_PANEL,
     ),
 ]
+OverlaysOption = Annotated[
+    int,
+    typer.Option(
+        "--overlays",
+        min=0,
+        metavar="N",
+        help="So many pictures beside prediction and ground truth, evenly spread; into --output.",
+        rich_help_panel=RESULT_PANEL,
+    ),
+]
 SplitOption = Annotated[
     str | None,
     typer.Option(

@@ -12,6 +12,23 @@ ALL_CLASSES = "_all_classes"
 PRESENT_CLASSES = "_present_classes"
 
 
+def group_label_ids(vocabulary: Vocabulary) -> dict[str, tuple[int, ...]]:
+    """The groups that figures are averaged over, by the ending of their keys.
+
+    Returns:
+        Label ids of ``""`` (all labels), ``_th``, ``_st``, ``_seen``, ``_unseen`` and of what two of these
+        share, such as ``_seen_th``; a group may be empty.
+    """
+    kinds = {"_th": vocabulary.thing_label_ids, "_st": vocabulary.stuff_label_ids}
+    trainings = {"_seen": vocabulary.seen_label_ids, "_unseen": vocabulary.unseen_label_ids}
+    shared = {
+        training + kind: tuple(label_id for label_id in trainings[training] if label_id in kinds[kind])
+        for training in trainings
+        for kind in kinds
+    }
+    return {"": tuple(range(len(vocabulary))), **kinds, **trainings, **shared}
+
+
 def average_over_groups(
     figures: Mapping[str, NDArray[np.float64]],
     is_present: NDArray[np.bool_],
@@ -21,8 +38,7 @@ def average_over_groups(
 ) -> dict[str, float]:
     """Average each figure over the groups of labels that the vocabulary has.
 
-    With ``X`` a figure's name, ``m`` the prefix and a group one of ``""`` (all labels), ``_th``, ``_st``,
-    ``_seen`` and ``_unseen``, the result holds
+    With ``X`` a figure's name, ``m`` the prefix and a group one of :func:`group_label_ids`, the result holds
 
     - ``mX{group}``: over the group's present labels alone, as panopticapi does; NaN if none is present;
     - ``mX{group}_all_classes``: over all labels of the group, an absent one counting as 0, as the zero-shot
@@ -38,15 +54,8 @@ def average_over_groups(
         vocabulary: K labels.
         prefix: put before the names of averages, not before those of harmonic means.
     """
-    groups = {
-        "": range(len(vocabulary)),
-        "_th": vocabulary.thing_label_ids,
-        "_st": vocabulary.stuff_label_ids,
-        "_seen": vocabulary.seen_label_ids,
-        "_unseen": vocabulary.unseen_label_ids,
-    }
     averages = {}
-    for group, label_ids in groups.items():
+    for group, label_ids in group_label_ids(vocabulary).items():
         if not label_ids:
             continue
         members = np.asarray(label_ids)

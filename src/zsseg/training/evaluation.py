@@ -1,16 +1,16 @@
 """The whole chain on a data set: image → processor → model → post-processing → metric."""
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 from tqdm import tqdm
 from transformers import PreTrainedModel
+from transformers.utils import ModelOutput
 
 from zsseg.data.examples import PanopticDataset, PanopticExample
 from zsseg.data.semantic_maps import convert_panoptic_to_semantic
@@ -69,8 +69,81 @@ def evaluate_model(
     Raises:
         ValueError: if the task is unknown, a number is not positive, or the data set is empty.
     """
+    metric = build_metric(task, dataset.vocabulary) if metric is None else metric
+
+    def take(example: PanopticExample, predictions: Mapping[Task, Prediction]) -> None:
+        if on_result is not None:
+            on_result(example, predictions[task])
+
+    seconds = score_predictions(
+        model,
+        processor,
+        dataset,
+        metrics={task: metric},
+        batch_size=batch_size,
+        prompt_templates=prompt_templates,
+        threshold=threshold,
+        mask_threshold=mask_threshold,
+        overlap_mask_area_threshold=overlap_mask_area_threshold,
+        max_images=max_images,
+        progress=progress,
+        on_result=take,
+    )
+    return {
+        **metric.compute(),
+        "num_images": len(seconds),
+        "seconds_per_image": sum(seconds) / len(seconds),
+    }
+
+
+def score_predictions(
+    model: PreTrainedModel,
+    processor: ZeroShotSegmentationProcessor,
+    dataset: PanopticDataset,
+    *,
+    metrics: Mapping[Task, Metric],
+    batch_size: int = 1,
+    text_vocabulary: Vocabulary | None = None,
+    prompt_templates: Sequence[str] | None = None,
+    threshold: float | None = None,
+    mask_threshold: float | None = None,
+    overlap_mask_area_threshold: float | None = None,
+    max_images: int | None = None,
+    progress: bool = True,
+    on_result: Callable[[PanopticExample, Mapping[Task, Prediction]], None] | None = None,
+) -> list[float]:
+    """Run a model once over a data set and fill the metrics of one or more tasks from the same outputs.
+
+    Args:
+        model: of any family; put into evaluation mode and back.
+        processor: of the same checkpoint.
+        dataset: pictures with ground truth; its vocabulary gives predictions their meaning.
+        metrics: what to fill, by task.
+        batch_size: images whose equal sizes share a forward pass; it does not change the results.
+        text_vocabulary: K labels whose texts the model reads in place of the data set's K: text i stands for
+            label i of the data set. None: its own.
+        prompt_templates: instead of the checkpoint's own.
+        threshold: panoptic only, as are the next two; None takes the checkpoint's own.
+        mask_threshold: probability from which a pixel belongs to a mask.
+        overlap_mask_area_threshold: share of its own mask that a query must win.
+        max_images: only the first so many.
+        progress: show a bar on a terminal.
+        on_result: called with every example and its predictions by task.
+
+    Returns:
+        Per picture the seconds that its processor, model and the first task's post-processing took, without
+        reading files and scoring; pictures of one batch share their time equally.
+
+    Raises:
+        ValueError: if a number is not positive, the data set is empty, or ``text_vocabulary`` has another
+            number of labels.
+    """
     vocabulary = dataset.vocabulary
-    metric = build_metric(task, vocabulary) if metric is None else metric
+    texts = vocabulary if text_vocabulary is None else text_vocabulary
+    if len(texts) != len(vocabulary):
+        raise ValueError(
+            f"text_vocabulary must name each of the data set's {len(vocabulary)} labels, got {len(texts)}"
+        )
     if batch_size < 1 or (max_images is not None and max_images < 1):
         raise ValueError(f"batch_size and max_images must be at least 1, got {batch_size} and {max_images}")
     count = len(dataset) if max_images is None else min(max_images, len(dataset))
@@ -81,21 +154,29 @@ def evaluate_model(
         "mask_threshold": mask_threshold,
         "overlap_mask_area_threshold": overlap_mask_area_threshold,
     }
-    seconds = 0.0
+    seconds: list[float] = []
     bar = tqdm(total=count, desc="evaluation", unit="image", leave=False, disable=None if progress else True)
     with _evaluation_mode(model), bar:
-        text_inputs = encode_vocabulary(model, processor, vocabulary, prompt_templates=prompt_templates)
+        text_inputs = encode_vocabulary(model, processor, texts, prompt_templates=prompt_templates)
         for first in range(0, count, batch_size):
             examples = [dataset[index] for index in range(first, min(first + batch_size, count))]
             started = time.monotonic()
-            predictions = _predict(model, processor, examples, task, vocabulary, text_inputs, thresholds)
-            seconds += time.monotonic() - started
-            for example, prediction in zip(examples, predictions, strict=True):
-                _score(metric, prediction, example)
+            pictures = [processor(images=example.image).to(model.device) for example in examples]
+            outputs = compute_picture_outputs(model, pictures, **text_inputs)
+            predictions: list[dict[Task, Prediction]] = [{} for _ in examples]
+            finished = []
+            for task in metrics:
+                for example, output, found in zip(examples, outputs, predictions, strict=True):
+                    found[task] = _post_process(processor, output, example, task, vocabulary, thresholds)
+                finished.append(time.monotonic())
+            seconds += [(finished[0] - started) / len(examples)] * len(examples)
+            for example, found in zip(examples, predictions, strict=True):
+                for task, metric in metrics.items():
+                    _score(metric, found[task], example)
                 if on_result is not None:
-                    on_result(example, prediction)
+                    on_result(example, found)
             bar.update(len(examples))
-    return {**metric.compute(), "num_images": count, "seconds_per_image": seconds / count}
+    return seconds
 
 
 def build_metric(task: Task, vocabulary: Vocabulary) -> Metric:
@@ -120,29 +201,22 @@ def _evaluation_mode(model: PreTrainedModel) -> Iterator[None]:
         model.train(was_training)
 
 
-def _predict(
-    model: PreTrainedModel,
+def _post_process(
     processor: ZeroShotSegmentationProcessor,
-    examples: Sequence[PanopticExample],
+    outputs: ModelOutput,
+    example: PanopticExample,
     task: Task,
     vocabulary: Vocabulary,
-    text_inputs: dict[str, Tensor],
-    thresholds: dict[str, float | None],
-) -> list[Prediction]:
-    pictures = [processor(images=example.image).to(model.device) for example in examples]
-    predictions: list[Prediction] = []
-    for example, outputs in zip(
-        examples, compute_picture_outputs(model, pictures, **text_inputs), strict=True
-    ):
-        sizes = [example.target.size]
-        if task == "semantic":
-            (label_map,) = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
-            predictions.append(label_map.numpy())
-        else:
-            predictions += processor.merge_panoptic(
-                outputs, stuff_label_ids=vocabulary.stuff_label_ids, target_sizes=sizes, **thresholds
-            )
-    return predictions
+    thresholds: Mapping[str, float | None],
+) -> Prediction:
+    sizes = [example.target.size]
+    if task == "semantic":
+        (label_map,) = processor.post_process_semantic_segmentation(outputs, target_sizes=sizes)
+        return label_map.numpy()
+    (segmentation,) = processor.merge_panoptic(
+        outputs, stuff_label_ids=vocabulary.stuff_label_ids, target_sizes=sizes, **thresholds
+    )
+    return segmentation
 
 
 def _score(metric: Metric, prediction: Any, example: PanopticExample) -> None:

@@ -1,4 +1,4 @@
-"""``zsseg evaluate``: score a checkpoint on a data set with ground truth."""
+"""``zsseg evaluate``: score a checkpoint on a data set with ground truth, or on a benchmark by name."""
 
 from pathlib import Path
 from typing import Annotated
@@ -6,8 +6,10 @@ from typing import Annotated
 import typer
 
 from zsseg.cli.checkpoint_loading import load_pipeline
+from zsseg.cli.commands.evaluate_patchwork import evaluate_patchwork
 from zsseg.cli.messages import TracebackOption, UsageError, errors_in_one_line, log_shown
 from zsseg.cli.options import (
+    CHECKPOINT_PANEL,
     DATA_PANEL,
     RESULT_PANEL,
     BatchSizeOption,
@@ -15,8 +17,8 @@ from zsseg.cli.options import (
     LabelNames,
     LabelNamesOption,
     MaskThresholdOption,
-    ModelOption,
     OverlapThresholdOption,
+    OverlaysOption,
     OverwriteOption,
     SplitOption,
     Task,
@@ -64,6 +66,18 @@ SemanticOption = Annotated[
         rich_help_panel=DATA_PANEL,
     ),
 ]
+ModelOption = Annotated[
+    str | None,
+    typer.Option(
+        "--model",
+        "-m",
+        metavar="NAME",
+        # Required, but a benchmark behind this command's name brings its own.
+        help="Folder of a checkpoint, or its name on the Hub.",
+        show_default=False,
+        rich_help_panel=CHECKPOINT_PANEL,
+    ),
+]
 MaxImagesOption = Annotated[
     int | None,
     typer.Option(
@@ -88,19 +102,14 @@ OutputOption = Annotated[
         rich_help_panel=RESULT_PANEL,
     ),
 ]
-OverlaysOption = Annotated[
-    int,
-    typer.Option(
-        "--overlays",
-        metavar="N",
-        help="So many pictures beside prediction and ground truth, evenly spread; into --output.",
-        rich_help_panel=RESULT_PANEL,
-    ),
-]
+
+evaluate = typer.Typer(name="evaluate", invoke_without_command=True, subcommand_metavar="[BENCHMARK]")
 
 
-def evaluate(
-    model: ModelOption,
+@evaluate.callback()
+def evaluate_data_set(
+    context: typer.Context,
+    model: ModelOption = None,
     coco_panoptic: CocoPanopticOption = None,
     images: ImagesOption = None,
     panoptic: PanopticOption = None,
@@ -128,6 +137,12 @@ def evaluate(
 
     Example: zsseg evaluate --semantic camvid/val --model CHECKPOINT --per-class
     """
+    if context.invoked_subcommand is not None:
+        with errors_in_one_line(show_traceback=traceback):
+            _check_no_option(context)
+        return
+    if model is None:
+        context.fail("Missing option '--model' / '-m'.")
     with errors_in_one_line(show_traceback=traceback), log_shown():
         if (coco_panoptic is None) == (semantic is None):
             raise UsageError("name the ground truth: either --coco-panoptic JSON or --semantic FOLDER")
@@ -163,3 +178,17 @@ def evaluate(
             run.print_per_class()
         if output is not None:
             run.write(output, model, thresholds)
+
+
+def _check_no_option(context: typer.Context) -> None:
+    """Refuse options that stand before a benchmark's name, where they would do nothing."""
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise UsageError(
+                f"--{name.replace('_', '-')} stands before {context.invoked_subcommand!r}; a benchmark's "
+                f"options go behind its name: zsseg evaluate {context.invoked_subcommand} --model NAME …"
+            )
+
+
+evaluate.command("patchwork")(evaluate_patchwork)
