@@ -8,8 +8,10 @@ from zsseg import __version__
 from zsseg.cli.commands.demo import demo
 from zsseg.cli.commands.env import env
 from zsseg.cli.commands.evaluate import evaluate
+from zsseg.cli.commands.patchwork import patchwork
 from zsseg.cli.commands.segment import segment
 from zsseg.cli.commands.train import train
+from zsseg.cli.commands.train_patchwork import patchwork as train_patchwork
 
 app = typer.Typer(
     name="zsseg",
@@ -22,7 +24,9 @@ app = typer.Typer(
 )
 app.command()(segment)
 app.add_typer(evaluate)
+train.command("patchwork")(train_patchwork)
 app.add_typer(train)
+app.add_typer(patchwork)
 app.command()(demo)
 app.command()(env)
 

@@ -211,8 +211,10 @@ def check_setup(
         if saved.get(key) != current.get(key)
     ]
     # A stage of the other kind, with words or without, already differs by its name.
-    if text_embeds is not None and not differences and not _are_close(
-        _load(checkpoint, TEXT_EMBEDS_FILE), text_embeds
+    if (
+        text_embeds is not None
+        and not differences
+        and not _are_close(_load(checkpoint, TEXT_EMBEDS_FILE), text_embeds)
     ):
         differences.append("text_embeds: other vectors for the labels (another text tower, prompts or file)")
     if differences:

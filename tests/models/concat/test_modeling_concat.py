@@ -136,7 +136,7 @@ def test_shapes_and_valid_fractions():
 def test_dense_logits_are_cosines_of_pixels():
     model, text_embeds = build_model(), draw_texts()
     with torch.no_grad():
-        dense = model.compute_dense_logits(draw_pixels(), text_embeds)
+        dense = model.compute_dense_logits(model.compute_pixel_embeds(draw_pixels()), text_embeds)
         pixels = model(draw_pixels(), text_embeds=text_embeds).pixel_embeds
         semantic = model.semantic_projector(pixels[1, :, 3, 5])
     assert dense.shape == (2, 4, 16, 24)

@@ -167,20 +167,39 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
             no_object_embedding=self.no_object_embedding,
         )
 
+    def compute_pixel_embeds(self, pixel_values: Tensor) -> Tensor:
+        """The pixel decoder's finest features: (B, 3, H, W) → (B, d, h, w)."""
+        return self.segmentor.pixel_level_module(pixel_values).decoder_last_hidden_state
+
     def compute_dense_logits(
-        self, pixel_values: Tensor, text_embeds: Tensor, text_label_ids: Tensor | None = None
+        self, pixel_embeds: Tensor, text_embeds: Tensor, text_label_ids: Tensor | None = None
     ) -> Tensor:
-        """Name every pixel by itself: (B, K, h, w) float32 logits without no-object.
+        """Name every pixel by itself: (B, d, h, w) → (B, K, h, w) float32 logits without no-object.
 
         γ · cos(P(pixel embedding), t). Training warms the backbone, the pixel decoder and the projector P up
         with it before the queries; prediction does not use it.
         """
-        features = self.segmentor.pixel_level_module(pixel_values)
-        semantic_embeds = self.semantic_projector(features.decoder_last_hidden_state.permute(0, 2, 3, 1))
         logits = compute_cosine_class_logits(
-            semantic_embeds, text_embeds, logit_scale=self.config.logit_scale, text_label_ids=text_label_ids
+            self.semantic_projector(pixel_embeds.permute(0, 2, 3, 1)),
+            text_embeds,
+            logit_scale=self.config.logit_scale,
+            text_label_ids=text_label_ids,
         )
         return logits.permute(0, 3, 1, 2)
+
+    def compute_pixel_query_masks(self, pixel_embeds: Tensor, positions: Tensor) -> Tensor:
+        """The masks that pixels of one image would draw, were they queries; for the warm-up alone.
+
+        Args:
+            pixel_embeds: (d, P) finest features of its pixels.
+            positions: (N,) int64, the pixels that stand in for queries.
+
+        Returns:
+            (N, P) mask logits.
+        """
+        decoder = self.segmentor.transformer_module.decoder
+        queries = decoder.layernorm(pixel_embeds[:, positions].T)
+        return decoder.mask_predictor.mask_embedder(queries) @ pixel_embeds
 
     def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
         """Embed texts under their prompts; a second call with the same ids runs no text tower.

@@ -16,6 +16,7 @@ from zsseg.data.examples import PanopticDataset
 from zsseg.data.seen_filter import drop_images_with_unseen
 from zsseg.data.transformed_dataset import TransformedDataset
 from zsseg.data.transforms import Compose, LargeScaleJitter, RandomHorizontalFlip, Transform
+from zsseg.losses.mask_losses import compute_dice_loss, compute_mask_cross_entropy
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.processing_concat import ConcatProcessor
 from zsseg.models.inference import encode_vocabulary
@@ -29,6 +30,10 @@ UnseenPolicy = Literal["drop_images", "ignore_pixels"]
 BACKBONE_PREFIX = "segmentor.pixel_level_module.encoder."
 TEXT_TOWER_PREFIX = "text_model."
 DENSE_PREFIXES = ("segmentor.pixel_level_module.", "semantic_projector.")
+MASK_HEAD_PREFIXES = (
+    "segmentor.transformer_module.decoder.layernorm.",
+    "segmentor.transformer_module.decoder.mask_predictor.",
+)
 UNLABELLED = -100
 
 
@@ -36,29 +41,45 @@ class WarmupStage(Stage):
     """Dense classification of every pixel among the seen labels; queries are not touched.
 
     A mask transformer whose pixel features are random hardly moves; one whose pixel features already tell the
-    labels apart learns masks within a few hundred steps.
+    labels apart learns masks within a few hundred steps. Small things need more than that: they are few of
+    the pixels, and neighbours of one label must differ too. ``segment_weight`` adds two terms in which every
+    segment counts alike: the cross-entropy averaged over its pixels; and the mask that one random pixel of it
+    draws through the mask head, standing in for a query, which later only has to find such a pixel.
+
+    Args:
+        segment_weight: of the sum of both terms; 0 leaves them out.
     """
 
     name: ClassVar[str] = "warmup"
     backbone_prefixes = (BACKBONE_PREFIX,)
     has_unused_parameters: ClassVar[bool] = True
 
+    def __init__(self, segment_weight: float = 0.0) -> None:
+        self.segment_weight = segment_weight
+
     def is_trainable(self, parameter_name: str) -> bool:
-        """Backbone, pixel decoder and semantic projector."""
-        return parameter_name.startswith(DENSE_PREFIXES)
+        """Backbone, pixel decoder and semantic projector; with ``segment_weight`` the mask head too."""
+        prefixes = (*DENSE_PREFIXES, *MASK_HEAD_PREFIXES) if self.segment_weight else DENSE_PREFIXES
+        return parameter_name.startswith(prefixes)
 
     def compute_loss(self, model: Any, batch: Batch, context: StageContext) -> dict[str, Tensor]:
-        """Cross-entropy of the dense logits, averaged over labelled pixels at the logits' resolution."""
-        logits = model.compute_dense_logits(
-            batch["pixel_values"], context.text_embeds, context.text_label_ids
-        )
-        labels = build_label_maps(
-            batch["mask_labels"], batch["class_labels"], batch["label_mask"], size=logits.shape[-2:]
-        )
+        """Cross-entropy averaged over labelled pixels, at the features' resolution; the segments' terms."""
+        pixel_embeds = model.compute_pixel_embeds(batch["pixel_values"])
+        logits = model.compute_dense_logits(pixel_embeds, context.text_embeds, context.text_label_ids)
+        size = logits.shape[-2:]
+        labels = build_label_maps(batch["mask_labels"], batch["class_labels"], batch["label_mask"], size=size)
         num_labelled = (labels != UNLABELLED).sum().clamp(min=1)
-        loss = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum") / num_labelled
-        accuracy = (logits.argmax(dim=1) == labels).sum() / num_labelled
-        return {"loss": loss, "pixel_accuracy": accuracy}
+        cross_entropy = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="none")
+        loss = cross_entropy.sum() / num_labelled
+        losses = {"loss": loss, "pixel_accuracy": (logits.argmax(dim=1) == labels).sum() / num_labelled}
+        if self.segment_weight:
+            is_known = sample_masks(batch["label_mask"], size)
+            segments = compute_segment_losses(
+                model, pixel_embeds, cross_entropy, batch["mask_labels"], is_known
+            )
+            losses |= {name: value.detach() for name, value in segments.items()}
+            losses["loss"] = loss + self.segment_weight * sum(segments.values())
+        return losses
 
 
 class SegmentorStage(Stage):
@@ -103,15 +124,62 @@ def build_label_maps(
     Returns:
         (B, h, w) int64 label ids; ``UNLABELLED`` where nothing is known or no segment lies.
     """
-    height, width = label_mask.shape[-2:]
-    device = label_mask.device
-    rows = ((torch.arange(size[0], device=device) + 0.5) * height / size[0]).long()[:, None]
-    columns = ((torch.arange(size[1], device=device) + 0.5) * width / size[1]).long()[None]
-    maps = torch.full((len(mask_labels), *size), UNLABELLED, dtype=torch.int64, device=device)
+    maps = torch.full((len(mask_labels), *size), UNLABELLED, dtype=torch.int64, device=label_mask.device)
     for label_map, masks, labels in zip(maps, mask_labels, class_labels, strict=True):
-        for mask, label in zip(masks, labels, strict=True):
-            label_map.masked_fill_(mask[rows, columns].bool(), int(label))
-    return maps.masked_fill_(~label_mask[:, rows, columns], UNLABELLED)
+        for mask, label in zip(sample_masks(masks, size), labels, strict=True):
+            label_map.masked_fill_(mask.bool(), int(label))
+    return maps.masked_fill_(~sample_masks(label_mask, size), UNLABELLED)
+
+
+def sample_masks(masks: Tensor, size: tuple[int, int]) -> Tensor:
+    """(n, H, W) masks read at the centres of an (h, w) grid."""
+    height, width = masks.shape[-2:]
+    rows = ((torch.arange(size[0], device=masks.device) + 0.5) * height / size[0]).long()[:, None]
+    columns = ((torch.arange(size[1], device=masks.device) + 0.5) * width / size[1]).long()[None]
+    return masks[:, rows, columns]
+
+
+def compute_segment_losses(
+    model: ConcatForPanopticSegmentation,
+    pixel_embeds: Tensor,
+    cross_entropy: Tensor,
+    mask_labels: list[Tensor],
+    is_known: Tensor,
+) -> dict[str, Tensor]:
+    """The warm-up's terms in which every segment counts alike.
+
+    Args:
+        model: gives the mask head, and the generator that draws pixels.
+        pixel_embeds: (B, d, h, w) finest features of the pixel decoder.
+        cross_entropy: (B, h, w) of the dense logits.
+        mask_labels: per image (n, H, W) binary masks.
+        is_known: (B, h, w) bool; pixels whose truth is unknown do not count.
+
+    Returns:
+        Scalars, averaged over segments, 0 without any: ``segment_class``, the cross-entropy within a segment;
+        ``segment_mask``, binary cross-entropy plus dice of the mask that one of its pixels draws.
+    """
+    class_losses: list[Tensor] = []
+    mask_losses: list[Tensor] = []
+    for embeds, pixel_losses, masks, known in zip(
+        pixel_embeds, cross_entropy, mask_labels, is_known, strict=True
+    ):
+        targets = sample_masks(masks, known.shape)[:, known].float()
+        # A segment may fall between the grid's centres.
+        targets = targets[targets.any(dim=1)]
+        if len(targets):
+            class_losses.append(targets @ pixel_losses[known] / targets.sum(dim=1))
+            positions = torch.multinomial(targets.cpu(), num_samples=1, generator=model.criterion.generator)
+            logits = model.compute_pixel_query_masks(embeds[:, known], positions[:, 0]).float()
+            is_valid = torch.ones_like(targets)
+            mask_losses.append(
+                compute_mask_cross_entropy(logits, targets, is_valid)
+                + compute_dice_loss(logits, targets, is_valid)
+            )
+    if not class_losses:
+        nothing = pixel_embeds.sum() * 0.0
+        return {"segment_class": nothing, "segment_mask": nothing}
+    return {"segment_class": torch.cat(class_losses).mean(), "segment_mask": torch.cat(mask_losses).mean()}
 
 
 CONCAT_STAGES: Mapping[str, type[Stage]] = {stage.name: stage for stage in (WarmupStage, SegmentorStage)}
@@ -133,6 +201,7 @@ def train_concat(
     stages: Mapping[str, TrainerArguments],
     transform: Transform,
     unseen: UnseenPolicy,
+    warmup_segment_weight: float = 0.0,
     evaluate: Evaluate | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -149,6 +218,7 @@ def train_concat(
         unseen: "drop_images" leaves out every picture with an unseen segment, as zero-shot panoptic
             segmentation asks; "ignore_pixels" keeps them and takes no mask from the unseen pixels:
             another, easier protocol, which a model card must name.
+        warmup_segment_weight: as of :class:`WarmupStage`.
         evaluate: the model → numbers by name, run during the segmentor stage; see
             :func:`~zsseg.training.evaluation.evaluate_model`. Queries know nothing before that stage.
         resume: go on where an earlier run of the same arguments stopped or was killed.
@@ -175,9 +245,9 @@ def train_concat(
     seen = vocabulary.select(vocabulary.seen_label_ids)
     image_processor = processor.image_processor
     steps = [
-        RecipeStep(CONCAT_STAGES[name](), stages[name], evaluate if name == SegmentorStage.name else None)
-        for name in CONCAT_STAGES
-        if name in stages
+        RecipeStep(stage, stages[stage.name], evaluate if isinstance(stage, SegmentorStage) else None)
+        for stage in (WarmupStage(warmup_segment_weight), SegmentorStage())
+        if stage.name in stages
     ]
     return run_recipe(
         steps,
@@ -192,7 +262,11 @@ def train_concat(
             size_divisor=image_processor.size_divisor,
             label_id_by_vocabulary_id={old: new for new, old in enumerate(vocabulary.seen_label_ids)},
         ),
-        data_setup={"transform": repr(transform), "unseen": unseen},
+        data_setup={
+            "transform": repr(transform),
+            "unseen": unseen,
+            "warmup_segment_weight": str(warmup_segment_weight),
+        },
         resume=resume,
         overwrite=overwrite,
         stream=stream,

@@ -5,7 +5,8 @@ the segmentors their text space, and later recipes a vision tower to learn from.
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, TextIO
 
 import numpy as np
@@ -21,8 +22,10 @@ from zsseg.data.patchwork.captions import COUNT_WORDS, build_plural, describe_ca
 from zsseg.data.patchwork.categories import MATERIALS, SHAPES, SURFACES, TONES
 from zsseg.data.patchwork.dataset import PatchworkDataset
 from zsseg.losses.contrastive import compute_image_text_contrastive_loss
+from zsseg.prompts import fill_prompts
 from zsseg.structures import SegmentInfo
-from zsseg.training.arguments import TrainerArguments
+from zsseg.training.arguments import MixedPrecision, TrainerArguments
+from zsseg.training.checkpointing import find_checkpoints
 from zsseg.training.recipe import RecipeStep, run_recipe
 from zsseg.training.stage import Batch, Stage
 from zsseg.training.trainer import TrainingResult
@@ -131,27 +134,36 @@ class CaptionedPicture(NamedTuple):
 
 
 class CaptionedScenes:
-    """Each item is one scene as captioned pictures: the whole, and every segment by itself."""
+    """Each item is one scene as captioned pictures: the whole, and every segment by itself.
 
-    def __init__(self, scenes: PatchworkDataset) -> None:
+    Args:
+        scenes: where they come from.
+        is_thinned: leave out the whole scenes, and the stuff of every second scene: things, whose surfaces
+            are the hard part, then make up most pictures.
+    """
+
+    def __init__(self, scenes: PatchworkDataset, *, is_thinned: bool = False) -> None:
         self.scenes = scenes
+        self.is_thinned = is_thinned
 
     def __len__(self) -> int:
         return len(self.scenes)
 
     def __getitem__(self, index: int) -> list[CaptionedPicture]:
         example = self.scenes[index]
-        whole = example.image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
-        return [
-            CaptionedPicture(np.asarray(whole), self.scenes.caption(example.target)),
-            *(
-                CaptionedPicture(
-                    np.asarray(crop_segment(example, segment)),
-                    describe_category(self.scenes.vocabulary[segment.label_id]),
-                )
-                for segment in example.target.segments
-            ),
+        has_stuff = not self.is_thinned or index % 2 == 0
+        segments = [segment for segment in example.target.segments if segment.isthing or has_stuff]
+        pictures = [
+            CaptionedPicture(
+                np.asarray(crop_segment(example, segment)),
+                describe_category(self.scenes.vocabulary[segment.label_id]),
+            )
+            for segment in segments
         ]
+        if self.is_thinned:
+            return pictures
+        whole = example.image.resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
+        return [CaptionedPicture(np.asarray(whole), self.scenes.caption(example.target)), *pictures]
 
 
 @dataclass(frozen=True)
@@ -165,7 +177,7 @@ class CaptionCollator:
     processor: CLIPProcessor
 
     def __call__(self, scenes: Sequence[Sequence[CaptionedPicture]]) -> Batch:
-        """``pixel_values`` (B, 3, H, W), ``input_ids`` and ``attention_mask`` (T, L), ``text_indices`` (B,)."""
+        """``pixel_values`` (B, 3, H, W), ``input_ids``, ``attention_mask`` (T, L), ``text_indices`` (B,)."""
         pictures = [picture for scene in scenes for picture in scene]
         captions = list(dict.fromkeys(picture.caption for picture in pictures))
         index_by_caption = {caption: index for index, caption in enumerate(captions)}
@@ -180,12 +192,14 @@ class CaptionCollator:
     def normalise(self, pixels: NDArray[np.uint8]) -> Tensor:
         """(B, H, W, 3) bytes of CLIP's size → (B, 3, H, W) floats."""
         image_processor = self.processor.image_processor
-        mean, std = (torch.tensor(values) for values in (image_processor.image_mean, image_processor.image_std))
+        mean, std = (
+            torch.tensor(values) for values in (image_processor.image_mean, image_processor.image_std)
+        )
         return ((torch.from_numpy(pixels) / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
 class PatchworkClipStage(Stage):
-    """Both towers and the temperature from random weights."""
+    """Both towers and the temperature, from random weights."""
 
     name: ClassVar[str] = "clip"
 
@@ -200,6 +214,20 @@ class PatchworkClipStage(Stage):
         scale = model.logit_scale.exp().clamp(max=LARGEST_LOGIT_SCALE)
         loss = compute_image_text_contrastive_loss(image_embeds, text_embeds, batch["text_indices"], scale)
         return {"loss": loss, "logit_scale": scale}
+
+
+class PatchworkVisionStage(PatchworkClipStage):
+    """The vision tower goes on alone, the text tower locked (LiT, arXiv:2111.07991).
+
+    Words settle long before small, blurred objects are told apart. A segmentor can take the text tower as it
+    is when this stage begins.
+    """
+
+    name: ClassVar[str] = "vision"
+
+    def is_trainable(self, parameter_name: str) -> bool:
+        """The vision tower, its projection and the temperature."""
+        return parameter_name.startswith(("vision_model.", "visual_projection.", "logit_scale"))
 
 
 def evaluate_patchwork_clip(
@@ -218,10 +246,10 @@ def evaluate_patchwork_clip(
     """
     vocabulary = scenes.vocabulary
     collator = CaptionCollator(processor)
-    prompts = [[template.format(name) for template in CLIP_PROMPTS] for name in vocabulary.names]
+    prompts = [prompt for name in vocabulary.names for prompt in fill_prompts(name, CLIP_PROMPTS)]
     confusion = np.zeros((len(vocabulary), len(vocabulary)), dtype=np.int64)
     with torch.no_grad():
-        tokens = processor.tokenizer(sum(prompts, []), padding=True, return_tensors="pt")
+        tokens = processor.tokenizer(prompts, padding=True, return_tensors="pt")
         embeds = model.get_text_features(**tokens.to(model.device)).pooler_output
         embeds = torch.nn.functional.normalize(embeds, dim=-1).view(len(vocabulary), len(CLIP_PROMPTS), -1)
         text_embeds = torch.nn.functional.normalize(embeds.mean(dim=1), dim=-1)
@@ -248,42 +276,91 @@ def _average_accuracies(
     return {name: float(np.nanmean(accuracies[list(ids)])) for name, ids in groups.items() if len(ids)}
 
 
+def build_patchwork_clip_stages(
+    output: Path,
+    *,
+    clip_steps: int,
+    vision_steps: int,
+    batch_size: int = 16,
+    mixed_precision: MixedPrecision = "bf16",
+    seed: int = 0,
+    num_workers: int = 1,
+) -> dict[str, TrainerArguments]:
+    """Arguments of both stages; a step sees ``batch_size`` scenes, about seven pictures each."""
+    clip = TrainerArguments(
+        output_dir=output / PatchworkClipStage.name,
+        steps=clip_steps,
+        batch_size=batch_size,
+        learning_rate=1e-3,
+        backbone_learning_rate_multiplier=1.0,
+        max_grad_norm=1.0,
+        warmup_steps=min(100, clip_steps - 1),
+        schedule="polynomial",
+        mixed_precision=mixed_precision,
+        seed=seed,
+        evaluate_every=250,
+        save_every=250,
+        num_workers=num_workers,
+        metric_for_best="top1",
+    )
+    vision = replace(
+        clip,
+        output_dir=output / PatchworkVisionStage.name,
+        steps=vision_steps,
+        warmup_steps=min(100, vision_steps - 1),
+    )
+    return {PatchworkClipStage.name: clip, PatchworkVisionStage.name: vision}
+
+
 def train_patchwork_clip(
-    arguments: TrainerArguments,
+    stages: Mapping[str, TrainerArguments],
     *,
     resume: bool = False,
     overwrite: bool = False,
     stream: TextIO | None = None,
-) -> TrainingResult:
+) -> tuple[CLIPModel, CLIPProcessor, dict[str, TrainingResult]]:
     """Train Patchwork's CLIP from random weights.
 
     Args:
-        arguments: one step sees ``batch_size`` scenes, about seven pictures each.
+        stages: as :func:`build_patchwork_clip_stages` makes them.
         resume: go on where an earlier run of the same arguments stopped or was killed.
-        overwrite: start anew in a folder that holds a run.
+        overwrite: start anew in folders that hold a run.
         stream: console output, standard error if None.
+
+    Returns:
+        The trained model, its processor, and how each stage ended.
 
     Raises:
         As :func:`~zsseg.training.recipe.run_recipe`.
     """
-    model, processor = build_patchwork_clip(arguments.seed)
+    model, processor = build_patchwork_clip(stages[PatchworkClipStage.name].seed)
     held_out = PatchworkDataset(seed=VALIDATION_SEED, num_scenes=VALIDATION_SCENES)
-    results = run_recipe(
-        [
-            RecipeStep(
-                PatchworkClipStage(),
-                arguments,
-                lambda trained: evaluate_patchwork_clip(trained, processor, held_out)[0],
-            )
-        ],
-        model=model,
-        processor=processor,
-        context=None,
-        dataset=CaptionedScenes(PatchworkDataset(seed=CLIP_SEED, num_scenes=TRAINING_SCENES)),
-        collate=CaptionCollator(processor),
-        data_setup={"world": "Patchwork standard, all categories"},
-        resume=resume,
-        overwrite=overwrite,
-        stream=stream,
-    )
-    return results[PatchworkClipStage.name]
+    results: dict[str, TrainingResult] = {}
+    for stage in (PatchworkClipStage(), PatchworkVisionStage()):
+        # Resuming goes to the last stage that began: its checkpoint holds what the one before learnt.
+        is_thinned = isinstance(stage, PatchworkVisionStage)
+        if resume and not is_thinned and find_checkpoints(stages[PatchworkVisionStage.name].output_dir):
+            continue
+        results |= run_recipe(
+            [
+                RecipeStep(
+                    stage,
+                    stages[stage.name],
+                    lambda trained: evaluate_patchwork_clip(trained, processor, held_out)[0],
+                )
+            ],
+            model=model,
+            processor=processor,
+            context=None,
+            dataset=CaptionedScenes(
+                PatchworkDataset(seed=CLIP_SEED, num_scenes=TRAINING_SCENES), is_thinned=is_thinned
+            ),
+            collate=CaptionCollator(processor),
+            data_setup={"world": "Patchwork standard, all categories" + is_thinned * ", thinned"},
+            resume=resume and bool(find_checkpoints(stages[stage.name].output_dir)),
+            overwrite=overwrite,
+            stream=stream,
+        )
+        if not results[stage.name].is_complete:
+            break
+    return model, processor, results

@@ -1,0 +1,106 @@
+"""Both models of Patchwork, one after the other: a CLIP, then a segmentor in its text space."""
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from pathlib import Path
+
+from zsseg.training.arguments import MixedPrecision
+from zsseg.training.checkpointing import find_checkpoints
+from zsseg.training.recipes.patchwork_clip import build_patchwork_clip_stages, train_patchwork_clip
+from zsseg.training.recipes.patchwork_concat import build_patchwork_stages, train_patchwork_concat
+
+CLIP_FOLDER = "patchwork-clip"
+CHECKPOINT_FOLDER = "checkpoint"
+PARTS = ("clip", "segmentor")
+
+
+@dataclass(frozen=True)
+class PatchworkSteps:
+    """Optimizer steps of each stage; the defaults are those of the packaged checkpoint.
+
+    Attributes:
+        clip: both towers of the CLIP.
+        vision: its vision tower alone, the text tower locked.
+        warmup: the segmentor's dense warm-up.
+        segmentor: the whole segmentor.
+    """
+
+    clip: int = 2000
+    vision: int = 2000
+    warmup: int = 800
+    segmentor: int = 5000
+
+
+def train_patchwork(
+    output: Path,
+    steps: PatchworkSteps,
+    *,
+    parts: Collection[str] = PARTS,
+    clip: Path | None = None,
+    split: str = "A",
+    batch_size: int = 16,
+    seed: int = 0,
+    mixed_precision: MixedPrecision = "bf16",
+    num_workers: int = 1,
+    resume: bool = False,
+    overwrite: bool = False,
+) -> bool:
+    """Train the models of Patchwork and save them.
+
+    Args:
+        output: gets a folder for every stage, ``patchwork-clip`` and ``checkpoint``.
+        steps: of every stage.
+        parts: "clip", "segmentor" or both.
+        clip: a trained CLIP for the segmentor; None takes the one in ``output``.
+        split: which names are unseen.
+        batch_size: scenes in one step.
+        seed: of weights and data order.
+        mixed_precision: autocast dtype.
+        num_workers: processes that render scenes.
+        resume: go on where an earlier call with the same arguments stopped or was killed.
+        overwrite: start anew in folders that hold a run.
+
+    Returns:
+        Whether every stage came to its end; an interrupted one saves no final model.
+
+    Raises:
+        ValueError: if a part is unknown.
+        FileNotFoundError: if the segmentor is to be trained and there is no CLIP.
+        As :func:`~zsseg.training.recipe.run_recipe`.
+    """
+    if unknown := sorted(set(parts) - set(PARTS)):
+        raise ValueError(f"the parts of Patchwork's recipe are {list(PARTS)}, got also {unknown}")
+    shared = {
+        "batch_size": batch_size,
+        "seed": seed,
+        "mixed_precision": mixed_precision,
+        "num_workers": num_workers,
+    }
+    clip_folder = output / CLIP_FOLDER if clip is None else clip
+    if "clip" in parts and not (resume and clip_folder.is_dir()):
+        stages = build_patchwork_clip_stages(
+            output, clip_steps=steps.clip, vision_steps=steps.vision, **shared
+        )
+        model, processor, results = train_patchwork_clip(stages, resume=resume, overwrite=overwrite)
+        if not all(result.is_complete for result in results.values()):
+            return False
+        model.save_pretrained(clip_folder)
+        processor.save_pretrained(clip_folder)
+    if "segmentor" not in parts:
+        return True
+    if not clip_folder.is_dir():
+        raise FileNotFoundError(
+            f"the segmentor needs Patchwork's CLIP, but there is no {clip_folder}: train or name one"
+        )
+    segmentor_stages = build_patchwork_stages(
+        output, warmup_steps=steps.warmup, steps=steps.segmentor, **shared
+    )
+    is_resumed = resume and any(find_checkpoints(stage.output_dir) for stage in segmentor_stages.values())
+    segmentor, segmentor_processor, segmentor_results = train_patchwork_concat(
+        clip_folder, segmentor_stages, split=split, resume=is_resumed, overwrite=overwrite
+    )
+    if not all(result.is_complete for result in segmentor_results.values()):
+        return False
+    segmentor.save_pretrained(output / CHECKPOINT_FOLDER)
+    segmentor_processor.save_pretrained(output / CHECKPOINT_FOLDER)
+    return True
