@@ -1,0 +1,110 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from zsseg.checkpoints import PACKAGED_FOLDER, packaged
+from zsseg.publishing.model_card import HEADLINE_FIGURES, build_patchwork_card
+from zsseg.training.patchwork_report import FIGURES, BenchmarkedModel, PatchworkReport, PatchworkRow
+
+CARD = Path(__file__).parents[2] / "model_cards" / "concat-patchwork.md"
+COMMAND = "zsseg evaluate patchwork --model packaged --scenes 500"
+
+
+def build_row(first_share=0.0, **changes):
+    """A row whose figures all differ: first_share, first_share + 0.001, …"""
+    figures = {name: first_share + index / 1000 for index, name in enumerate(FIGURES)}
+    setup = {"preset": "standard", "split": "A", "scenes": 500, "size": 128, "seed": 1_000_000, "text": "own"}
+    return PatchworkRow(**{**setup, "figures": {**figures, "ms_per_image": 47.4}, **changes})
+
+
+def build_report(*rows):
+    model = BenchmarkedModel("concat-patchwork", "zsseg-concat", 4_321_000, 654_000, 0.75, 0.5, 0.8)
+    return PatchworkReport(COMMAND, "Some CPU, 2 threads", model, rows)
+
+
+ROWS = (build_row(0.3), build_row(0.1, text="shuffled"), build_row(0.5, preset="hard"))
+
+
+def percent(share):
+    return f"{100 * share:.1f}"
+
+
+def section(card, title):
+    return card.split(f"### {title}\n")[1].split("###")[0].split("\n## ")[0]
+
+
+def test_every_figure_stands_under_its_row():
+    card = build_patchwork_card(build_report(*ROWS))
+    for row, title in zip(
+        ROWS,
+        ("standard, own names", "standard, unseen names exchanged", "hard, own names"),
+        strict=True,
+    ):
+        text = section(card, title)
+        for name in set(FIGURES) - {"ms_per_image"}:
+            assert percent(row.figures[name]) in text, name
+        cells = [
+            line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| unseen stuff")
+        ]
+        expected = [percent(row.figures[f"{figure}_unseen_stuff"]) for figure in ("PQ", "SQ", "RQ", "mIoU")]
+        assert cells == [["unseen stuff", *expected]]
+        assert "47 ms an image" in text
+        assert "500 scenes of 128×128, world 1000000, split A" in text
+    assert COMMAND in card
+    assert "Some CPU, 2 threads" in card
+
+
+def test_it_says_what_was_kept_from_training():
+    card = " ".join(build_patchwork_card(build_report(*ROWS)).split())
+    assert "48 seen labels of split A, in scenes that hold no pixel of the other 12" in card
+    assert "- things: ringed disc, checkered triangle, plain square, striped star" in card
+    assert "- stuff: blue brick, red weave, grey waves, green planks" in card
+    assert "4.3 million parameters, of which 0.7 million" in card
+    assert "Thresholds: score 0.75, mask 0.5, overlap 0.8" in card
+    assert "knows nothing of photographs" in card
+    assert "$" not in card
+
+
+def test_the_front_matter_is_what_the_hub_reads():
+    data = ModelCard(build_patchwork_card(build_report(*ROWS))).data
+    assert (data.library_name, data.pipeline_tag, data.license) == (
+        "zsseg",
+        "image-segmentation",
+        "apache-2.0",
+    )
+    assert data.model_name == "concat-patchwork"
+    own_rows = [row for row in ROWS if row.text == "own"]
+    assert [(each.dataset_config, each.metric_type, each.metric_value) for each in data.eval_results] == [
+        (row.preset, name, round(100 * row.figures[name], 1)) for row in own_rows for name in HEADLINE_FIGURES
+    ]
+
+
+def test_a_figure_that_does_not_exist_is_a_dash_and_no_result():
+    row = build_row(0.3)
+    row = replace(row, figures={**row.figures, "PQ_unseen": None})
+    card = build_patchwork_card(build_report(row))
+    assert "| unseen | – |" in card
+    assert "PQ_unseen" not in [each.metric_type for each in ModelCard(card).data.eval_results]
+
+
+def test_equal_reports_give_equal_cards():
+    assert build_patchwork_card(build_report(*ROWS)) == build_patchwork_card(build_report(*ROWS))
+
+
+def test_rows_of_two_splits_are_no_card():
+    with pytest.raises(ValueError, match=r"rows of \['A', 'seed-3'\]"):
+        build_patchwork_card(build_report(build_row(), build_row(split="seed-3")))
+
+
+def test_the_control_alone_is_no_card():
+    with pytest.raises(ValueError, match="own names, got none"):
+        build_patchwork_card(build_report(build_row(text="shuffled")))
+
+
+@pytest.mark.skipif(not PACKAGED_FOLDER.is_dir(), reason="the packaged checkpoint is not in the tree yet")
+def test_the_published_card_follows_from_the_packaged_evaluation():
+    card = build_patchwork_card(PatchworkReport.load(packaged() / "evaluation.json"))
+    assert (packaged() / "README.md").read_text(encoding="utf-8") == card
+    assert CARD.read_text(encoding="utf-8") == card
