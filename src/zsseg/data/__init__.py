@@ -1,13 +1,17 @@
 """Data sets of pictures with panoptic ground truth, their labels, and what turns them into batches.
 
-Reading needs neither torch nor the ``datasets`` library; batches and columns import them when called.
+Reading needs neither torch nor the ``datasets`` library; batches and columns import them when called, and
+``PatchworkIterableDataset``, a class of torch's, is loaded on first use.
 """
+
+from typing import TYPE_CHECKING, Any
 
 from zsseg.data.coco_instances import CocoInstanceDataset
 from zsseg.data.coco_panoptic import CocoPanopticDataset
 from zsseg.data.collate import PanopticCollator
 from zsseg.data.datasets_columns import HfPanopticDataset, to_hf_dataset
 from zsseg.data.examples import IGNORE_INDEX, PanopticDataset, PanopticExample
+from zsseg.data.patchwork.dataset import PatchworkDataset
 from zsseg.data.seen_filter import SubsetDataset, drop_images_with_unseen, ignore_unseen
 from zsseg.data.semantic_maps import (
     SemanticMapDataset,
@@ -31,6 +35,9 @@ from zsseg.data.vocabularies import (
     mark_unseen,
 )
 
+if TYPE_CHECKING:
+    from zsseg.data.patchwork.stream import PatchworkIterableDataset
+
 __all__ = [
     "IGNORE_INDEX",
     "CocoInstanceDataset",
@@ -42,6 +49,8 @@ __all__ = [
     "PanopticCollator",
     "PanopticDataset",
     "PanopticExample",
+    "PatchworkDataset",
+    "PatchworkIterableDataset",
     "RandomCrop",
     "RandomHorizontalFlip",
     "Resize",
@@ -59,3 +68,11 @@ __all__ = [
     "mark_unseen",
     "to_hf_dataset",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "PatchworkIterableDataset":
+        from zsseg.data.patchwork.stream import PatchworkIterableDataset
+
+        return PatchworkIterableDataset
+    raise AttributeError(f"module 'zsseg.data' has no attribute {name!r}")

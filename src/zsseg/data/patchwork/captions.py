@@ -17,7 +17,8 @@ def build_caption(label_ids: Sequence[int]) -> str:
     """The caption of a scene.
 
     Args:
-        label_ids: of its visible segments among the sixty categories; things are counted, stuff is named once.
+        label_ids: of its visible segments, among the sixty categories. Things are counted, stuff is named
+            once; each kind in the order of first occurrence.
 
     Example:
         >>> build_caption([40, 16, 22, 22, 53])
@@ -42,7 +43,7 @@ def _count_things(category: PatchworkCategory, count: int) -> str:
 
 
 def build_plural(shape: str) -> str:
-    """ "cross" → "crosses", "star" → "stars"."""
+    """Such as "crosses" for "cross" and "stars" for "star"."""
     return f"{shape}es" if shape.endswith("s") else f"{shape}s"
 
 

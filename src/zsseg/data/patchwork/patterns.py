@@ -1,7 +1,7 @@
 """Shapes, surfaces and materials as functions of local coordinates.
 
-All arithmetic is on float32 arrays with operations IEEE 754 defines to the last bit (no sine, no exponential),
-so every machine draws the same picture.
+All arithmetic is on float32 arrays with operations that IEEE 754 defines to the last bit (no sine, no
+exponential), so every machine draws the same picture.
 """
 
 from collections.abc import Callable, Mapping
@@ -38,8 +38,8 @@ def _square(u: Plane, v: Plane) -> Mask:
 def _star(u: Plane, v: Plane) -> Mask:
     # Inside a pentagram is whatever lies on the inner side of at least four of its five lines.
     normals = ((0.0, 1.0), (SIN_72, COS_72), (-SIN_72, COS_72), (SIN_36, -COS_36), (-SIN_36, -COS_36))
-    lines = [(u * normal_u + v * normal_v <= COS_72) for normal_u, normal_v in normals]
-    return np.sum(lines, axis=0, dtype=np.int8) >= 4
+    lines = [u * normal_u + v * normal_v <= COS_72 for normal_u, normal_v in normals]
+    return np.asarray(np.sum(lines, axis=0, dtype=np.int8) >= 4)
 
 
 def _ring(u: Plane, v: Plane) -> Mask:
@@ -98,7 +98,7 @@ def _checkered(u: Plane, v: Plane, repeats: float, phase: float) -> Mask:
 
 
 def _ringed(u: Plane, v: Plane, repeats: float, phase: float) -> Mask:
-    return _fraction(np.sqrt(u * u + v * v) * (repeats / 2) + phase) < 0.5
+    return _fraction(np.sqrt(u * u + v * v) * np.float32(repeats / 2) + np.float32(phase)) < 0.5
 
 
 SURFACE_MASKS: Mapping[str, Callable[[Plane, Plane, float, float], Mask]] = {
@@ -118,12 +118,13 @@ SURFACE_REPEATS: Mapping[str, tuple[float, float]] = {
 """Fewest and most repeats of a surface's pattern over an object's diameter."""
 
 
-# Materials: (u, v, stream) → lightness, about −1 (dark) to 1 (light). A unit of u and v is one brick's height.
+# Materials: (u, v, stream) → lightness, about −1 (dark) to 1 (light). One of u and v is one brick's height.
 
 
 def _brick(u: Plane, v: Plane, stream: RandomStream) -> Plane:
     row = np.floor(v)
-    u = (u + row * 1.1) / np.float32(2.2)
+    shift: Plane = row * np.float32(1.1)
+    u = (u + shift) / np.float32(2.2)
     column = np.floor(u)
     in_row, in_column = v - row, u - column
     is_mortar = (in_row < 0.2) | (in_column < 0.09)
@@ -150,7 +151,8 @@ def _weave(u: Plane, v: Plane, stream: RandomStream) -> Plane:
     strand = np.where(is_across, along, across)
     end = np.where(is_across, across, along)
     lightness = 4.0 * strand * (1.0 - strand) * 1.5 - 0.9
-    return lightness - np.where(np.minimum(end, 1.0 - end) < 0.12, np.float32(0.5), np.float32(0.0))
+    is_under = np.minimum(end, 1.0 - end) < 0.12
+    return np.where(is_under, lightness - np.float32(0.5), lightness)
 
 
 def _waves(u: Plane, v: Plane, stream: RandomStream) -> Plane:

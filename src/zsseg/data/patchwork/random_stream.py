@@ -1,5 +1,6 @@
 """Random draws that are equal on every machine: raw generator words and arithmetic that IEEE 754 fixes."""
 
+import math
 from collections.abc import Sequence
 from typing import TypeVar
 
@@ -42,7 +43,7 @@ class RandomStream:
             x, y = self.uniform(-1.0, 1.0), self.uniform(-1.0, 1.0)
             squared = x * x + y * y
             if 0.01 < squared <= 1.0:
-                length = squared**0.5
+                length = math.sqrt(squared)  # ** 0.5 is pow, whose last bit differs
                 return x / length, y / length
 
     def table(self, length: int) -> NDArray[np.float32]:
@@ -53,7 +54,10 @@ class RandomStream:
     def bell_noise(self, shape: tuple[int, ...]) -> NDArray[np.float32]:
         """Noise of mean 0 and standard deviation 1: sums of four bytes, close to normal."""
         count = int(np.prod(shape))
-        byte_values = self._generator.random_raw((count + 1) // 2).view(np.uint8)[: 4 * count]
-        sums = byte_values.reshape(count, 4).sum(axis=1, dtype=np.int32)
+        words = self._generator.random_raw((count + 1) // 2).astype("<u8", copy=False)
+        # Pairs of bytes are added within each four, then the two sums.
+        fours = words.view("<u4")[:count]
+        pairs = (fours & 0x00FF00FF) + ((fours >> 8) & 0x00FF00FF)
+        sums = ((pairs & 0xFFFF) + (pairs >> 16)).astype(np.int32)
         # The variance of a uniform byte is (256² − 1) / 12.
         return ((sums - 510) * np.float32(1.0 / (65535.0 / 3.0) ** 0.5)).reshape(shape).astype(np.float32)

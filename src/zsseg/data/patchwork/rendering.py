@@ -1,6 +1,8 @@
 """A scene as pixels: drawn at twice the size and reduced, with masks that follow from the geometry."""
 
+from functools import cache, reduce
 from io import BytesIO
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -9,25 +11,33 @@ from PIL import Image
 from zsseg.data.patchwork.categories import PATCHWORK_CATEGORIES
 from zsseg.data.patchwork.patterns import MATERIAL_SHADES, SHAPE_MASKS, SURFACE_MASKS, Mask, Plane
 from zsseg.data.patchwork.random_stream import RandomStream
-from zsseg.data.patchwork.scenes import Camera, Ground, Scene, SceneObject
+from zsseg.data.patchwork.scenes import Camera, Ground, Scene, SceneObject, build_category_scene
+
+Number = TypeVar("Number", np.float32, np.int8)
 
 OVERSAMPLING = 2
 HALF_COVERED = OVERSAMPLING * OVERSAMPLING // 2
 SMALLEST_VISIBLE_SHARE = 0.3
+"""Of the whole shape, what lies outside the picture included."""
 SMALLEST_VISIBLE_AREA = 64 / 128**2
-"""Of the canvas: an object of which less is visible is taken out of the scene, as is one that is mostly hidden."""
+"""Of the canvas."""
 
 
 class ObjectGeometry:
     """Where one object lies on the fine and on the final grid.
 
+    Args:
+        scene_object: the object.
+        size: height and width of the final grid.
+
     Attributes:
-        rows: its rows of the final grid.
-        columns: its columns of the final grid.
-        u: right in its own frame, on the fine grid of that window, −1 to 1 over the enclosing disc.
-        v: down in its own frame.
-        fine: its shape on the fine grid.
-        mask: its shape on the final grid: pixels of which it covers half or more.
+        scene_object: the object.
+        rows: its rows of the final grid, h of them.
+        columns: its columns of the final grid, w of them.
+        across: (1, 2 w) x on the fine grid of that window, −1 to 1 over the disc that holds the shape.
+        down: (2 h, 1) y likewise.
+        fine: (2 h, 2 w) its shape on the fine grid.
+        mask: (h, w) its shape on the final grid: pixels of which it covers half or more.
     """
 
     def __init__(self, scene_object: SceneObject, size: int) -> None:
@@ -65,29 +75,63 @@ def render_scene(scene: Scene, size: int) -> tuple[Image.Image, NDArray[np.int32
         size: height and width in pixels.
 
     Returns:
-        The picture; its map of segment ids (size, size) int32, 1..S, every pixel in one; and the label id of
-        each segment id. Ground comes first, then the objects from back to front.
+        The picture, and the results of :func:`map_scene`.
     """
-    positions = _fine_positions(slice(0, size), size)
-    regions = scene.layout.compute_regions(positions[None], positions[:, None])
-    objects = drop_hidden([ObjectGeometry(scene_object, size) for scene_object in scene.objects], size)
-    canvas = _draw_grounds(scene, regions, positions)
+    regions, objects = _compute_geometry(scene, size)
+    canvas = _draw_grounds(scene, regions)
     for geometry in objects:
         _draw_object(canvas, geometry, scene.camera)
-    pixels = canvas.reshape(size, OVERSAMPLING, size, OVERSAMPLING, 3).mean(axis=(1, 3))
-    segment_ids, label_ids = _draw_segments(scene, regions, objects)
-    return _develop(pixels, scene.camera), segment_ids, label_ids
+    pixels = _sum_cells(canvas) / np.float32(OVERSAMPLING * OVERSAMPLING)
+    return _develop(pixels, scene.camera), *_map_segments(scene, regions, objects)
+
+
+def map_scene(scene: Scene, size: int) -> tuple[NDArray[np.int32], dict[int, int]]:
+    """The segments of a scene, without its picture.
+
+    Args:
+        scene: what to map.
+        size: height and width in pixels.
+
+    Returns:
+        Segment ids (size, size) int32, no void, and the label id of each segment id that has a pixel. Grounds
+        are numbered first, from 1, then the objects that are not dropped, from back to front.
+    """
+    return _map_segments(scene, *_compute_geometry(scene, size))
+
+
+def render_category(label_id: int, *, seed: int = 0, size: int = 128) -> Image.Image:
+    """Draw one category by itself.
+
+    Args:
+        label_id: among the sixty.
+        seed: chooses colours, directions and details of the pattern.
+        size: height and width in pixels.
+
+    Returns:
+        A thing, 84 % of the side, on flat grey ground; or stuff all over.
+    """
+    return render_scene(build_category_scene(label_id, seed), size)[0]
+
+
+def _compute_geometry(scene: Scene, size: int) -> tuple[NDArray[np.intp], list[ObjectGeometry]]:
+    """Region index on the fine grid, (2 size, 2 size), and the objects that stay, from back to front."""
+    positions = _fine_positions(slice(0, size), size)
+    regions = scene.layout.compute_regions(positions[None], positions[:, None])
+    return regions, drop_hidden([ObjectGeometry(scene_object, size) for scene_object in scene.objects], size)
 
 
 def drop_hidden(objects: list[ObjectGeometry], size: int) -> list[ObjectGeometry]:
-    """Take out objects of which too little is visible, the least visible one first."""
+    """Take out objects that are too small or mostly hidden, the least visible one first.
+
+    What hid behind one that is taken out becomes visible, so the rest is judged anew.
+    """
     objects = list(objects)
     while objects:
         order = np.zeros((size, size), dtype=np.int16)
         for position, geometry in enumerate(objects, start=1):
             order[geometry.window][geometry.mask] = position
         visible = np.bincount(order.ravel(), minlength=len(objects) + 1)[1:]
-        # Visible shares are of the whole shape, also of what lies outside the picture.
+        # Below 1 is too little.
         shares = [
             min(
                 area / (SMALLEST_VISIBLE_AREA * size * size),
@@ -102,31 +146,32 @@ def drop_hidden(objects: list[ObjectGeometry], size: int) -> list[ObjectGeometry
     return objects
 
 
-SHAPE_AREAS: dict[str, float] = {}
-"""Area of each shape in its own frame, measured once."""
-
-
 def _compute_whole_area(scene_object: SceneObject, size: int) -> float:
     """Area of the whole shape in final pixels."""
-    shape = PATCHWORK_CATEGORIES[scene_object.label_id].base
-    if shape not in SHAPE_AREAS:
-        grid = (np.arange(256, dtype=np.float32) + 0.5) / 128 - 1
-        SHAPE_AREAS[shape] = float(SHAPE_MASKS[shape](grid[None], grid[:, None]).mean() * 4)
-    return SHAPE_AREAS[shape] * (scene_object.radius * size) ** 2
+    shape_area = _measure_shape(PATCHWORK_CATEGORIES[scene_object.label_id].base)
+    return shape_area * (scene_object.radius * size) ** 2
 
 
-def _draw_grounds(scene: Scene, regions: NDArray[np.intp], positions: Plane) -> Plane:
-    fine_size = len(positions)
-    canvas = np.empty((fine_size, fine_size, 3), dtype=np.float32)
+@cache
+def _measure_shape(shape: str) -> float:
+    """Area in the shape's own frame, where the disc that holds it has radius 1."""
+    grid = (np.arange(256, dtype=np.float32) + np.float32(0.5)) / np.float32(128) - np.float32(1)
+    return float(SHAPE_MASKS[shape](grid[None], grid[:, None]).mean() * 4)
+
+
+def _draw_grounds(scene: Scene, regions: NDArray[np.intp]) -> Plane:
+    """The fine canvas, (2 size, 2 size, 3), without objects."""
+    positions = _fine_positions(slice(0, len(regions) // OVERSAMPLING), len(regions) // OVERSAMPLING)
+    canvas = np.empty((*regions.shape, 3), dtype=np.float32)
     for region, ground in enumerate(scene.grounds):
         is_inside = regions == region
         rows, columns = np.flatnonzero(is_inside.any(axis=1)), np.flatnonzero(is_inside.any(axis=0))
         if len(rows):
             window = slice(rows[0], rows[-1] + 1), slice(columns[0], columns[-1] + 1)
             lightness = _shade_ground(ground, positions[window[1]][None], positions[window[0]][:, None])
-            inside = is_inside[window]
-            shade = lightness[inside, None] * np.float32(ground.contrast) + np.float32(1)
-            canvas[window][inside] = shade * np.asarray(ground.color, dtype=np.float32)
+            shade = lightness * np.float32(ground.contrast) + np.float32(1)
+            for channel, level in enumerate(ground.color):
+                np.copyto(canvas[(*window, channel)], shade * np.float32(level), where=is_inside[window])
     return canvas
 
 
@@ -166,7 +211,7 @@ def _cast_shadow(canvas: Plane, geometry: ObjectGeometry, camera: Camera) -> Non
     canvas[top:bottom, left:right][shifted] *= np.float32(1 - camera.shadow_strength)
 
 
-def _draw_segments(
+def _map_segments(
     scene: Scene, regions: NDArray[np.intp], objects: list[ObjectGeometry]
 ) -> tuple[NDArray[np.int32], dict[int, int]]:
     size = len(regions) // OVERSAMPLING
@@ -177,7 +222,8 @@ def _draw_segments(
     for segment_id, geometry in enumerate(objects, start=len(scene.grounds) + 1):
         segment_ids[geometry.window][geometry.mask] = segment_id
         label_ids[segment_id] = geometry.scene_object.label_id
-    return segment_ids, label_ids
+    areas = np.bincount(segment_ids.ravel(), minlength=len(label_ids) + 1).tolist()
+    return segment_ids, {i: label_id for i, label_id in label_ids.items() if areas[i]}
 
 
 def _develop(pixels: Plane, camera: Camera | None) -> Image.Image:
@@ -211,9 +257,13 @@ def _quantize(pixels: Plane) -> NDArray[np.uint8]:
 
 def _reduce_mask(fine: Mask) -> Mask:
     """Pixels of which half or more is covered."""
-    height, width = (length // OVERSAMPLING for length in fine.shape)
-    covered = fine.reshape(height, OVERSAMPLING, width, OVERSAMPLING).sum(axis=(1, 3), dtype=np.int8)
-    return covered >= HALF_COVERED
+    return _sum_cells(fine.view(np.int8)) >= HALF_COVERED
+
+
+def _sum_cells(fine: NDArray[Number]) -> NDArray[Number]:
+    """Sums over the cells of every pixel; one after the other, as the order of additions shows in floats."""
+    offsets = [(row, column) for row in range(OVERSAMPLING) for column in range(OVERSAMPLING)]
+    return reduce(np.add, (fine[row::OVERSAMPLING, column::OVERSAMPLING] for row, column in offsets))
 
 
 def _fine_positions(window: slice, size: int) -> Plane:

@@ -1,13 +1,15 @@
 """What is in a scene, decided before a pixel is drawn: a pure function of preset, seed and index."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from zsseg.data.patchwork.categories import PATCHWORK_CATEGORIES
 from zsseg.data.patchwork.patterns import SURFACE_REPEATS, Plane, compute_wave
-from zsseg.data.patchwork.presets import PatchworkPreset
+from zsseg.data.patchwork.presets import PRESETS, PatchworkPreset
 from zsseg.data.patchwork.random_stream import RandomStream
 
 Color = tuple[float, float, float]
@@ -19,7 +21,11 @@ BASE_COLORS: dict[str, Color] = {
     "grey": (0.48, 0.48, 0.48),
 }
 SCENE_KEY = 0x9A7C
+CATEGORY_KEY = 0xCA7E
 PLACEMENT_TRIES = 40
+PLAIN_COLOR: Color = (0.5, 0.5, 0.5)
+PLAIN_GROUND_ID = next(i for i, category in enumerate(PATCHWORK_CATEGORIES) if category.name == "grey gravel")
+"""What is drawn without contrast where nothing but one thing is to be seen."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,14 +44,15 @@ class GroundLayout:
     wave: tuple[float, float, float]
     centres: tuple[tuple[float, float], ...]
 
-    def compute_regions(self, x: Plane, y: Plane) -> np.ndarray:
+    def compute_regions(self, x: Plane, y: Plane) -> NDArray[np.intp]:
         """Region index of points; x and y run from 0 to 1 over the canvas."""
         if self.centres:
             distances = [(x - cx) * (x - cx) + (y - cy) * (y - cy) for cx, cy in self.centres]
             return np.argmin(distances, axis=0)
         dx, dy = self.direction
         amplitude, frequency, phase = self.wave
-        position = x * dx + y * dy + compute_wave((y * dx - x * dy) * frequency + phase) * amplitude
+        along = (y * dx - x * dy) * np.float32(frequency) + np.float32(phase)
+        position = x * dx + y * dy + compute_wave(along) * amplitude
         return np.sum([position > border for border in self.borders], axis=0)
 
 
@@ -130,9 +137,7 @@ class Scene:
     camera: Camera | None
 
 
-def build_scene(
-    preset: PatchworkPreset, seed: int, index: int, label_ids: Sequence[int]
-) -> Scene:
+def build_scene(preset: PatchworkPreset, seed: int, index: int, label_ids: Sequence[int]) -> Scene:
     """Compose scene ``index`` of a world.
 
     Args:
@@ -162,18 +167,36 @@ def build_scene(
     return Scene(layout, grounds, tuple(objects), _draw_camera(stream) if preset.has_nuisance else None)
 
 
+def build_category_scene(label_id: int, seed: int = 0) -> Scene:
+    """One category by itself: a thing on flat grey ground, or stuff everywhere; no nuisance.
+
+    Args:
+        label_id: the category.
+        seed: chooses colours, directions and details of the pattern.
+    """
+    stream = RandomStream(CATEGORY_KEY, seed, label_id)
+    everywhere = GroundLayout((1.0, 0.0), (), (0.0, 1.0, 0.0), ((0.5, 0.5),))
+    is_thing = PATCHWORK_CATEGORIES[label_id].is_thing
+    ground = _draw_ground(stream, PLAIN_GROUND_ID if is_thing else label_id)
+    if not is_thing:
+        return Scene(everywhere, (ground,), (), None)
+    ground = replace(ground, color=PLAIN_COLOR, contrast=0.0)
+    thing = _draw_object(stream, PRESETS["easy"], label_id, (0.5, 0.5), 0.42, ground.color)
+    return Scene(everywhere, (ground,), (thing,), None)
+
+
 def _draw_layout(stream: RandomStream, count: int) -> GroundLayout:
     kind = stream.choice(("horizon", "bands", "cells"))
     if kind == "cells":
         centres: list[tuple[float, float]] = []
         while len(centres) < count:
             x, y = stream.uniform(0.1, 0.9), stream.uniform(0.1, 0.9)
-            if all((x - cx) ** 2 + (y - cy) ** 2 > 0.09 for cx, cy in centres):
+            if all(_squared_distance((x, y), centre) > 0.09 for centre in centres):
                 centres.append((x, y))
         return GroundLayout((1.0, 0.0), (), (0.0, 1.0, 0.0), tuple(centres))
     if kind == "horizon":
         tilt = stream.uniform(-0.15, 0.15)
-        length = (1.0 + tilt * tilt) ** 0.5
+        length = math.sqrt(1.0 + tilt * tilt)
         direction = (tilt / length, 1.0 / length)
     else:
         direction = stream.direction()
@@ -211,7 +234,7 @@ def _place(
             return (stream.uniform(0.05, 0.95), stream.uniform(0.05, 0.95)), radius
         x, y = stream.uniform(radius, 1 - radius), stream.uniform(radius, 1 - radius)
         if all(
-            (x - other.centre[0]) ** 2 + (y - other.centre[1]) ** 2 > (radius + other.radius + 0.01) ** 2
+            math.sqrt(_squared_distance((x, y), other.centre)) > radius + other.radius + 0.01
             for other in objects
         ):
             return (x, y), radius
@@ -248,7 +271,7 @@ def _draw_color(stream: RandomStream, other: Color, distance: float) -> Color:
     """A colour at least ``distance`` away from another, of at most √3."""
     while True:
         color = (stream.uniform(), stream.uniform(), stream.uniform())
-        if sum((a - b) ** 2 for a, b in zip(color, other, strict=True)) >= distance * distance:
+        if _squared_distance(color, other) >= distance * distance:
             return color
 
 
@@ -263,3 +286,11 @@ def _draw_camera(stream: RandomStream) -> Camera:
         jpeg_quality=stream.integer(60, 95),
         noise_key=stream.integer(0, 2**31),
     )
+
+
+def _squared_distance(one: Sequence[float], other: Sequence[float]) -> float:
+    """By products and additions alone: the last bit of ``** 2`` and of ``sum`` differs between machines."""
+    total = 0.0
+    for a, b in zip(one, other, strict=True):
+        total += (a - b) * (a - b)
+    return total

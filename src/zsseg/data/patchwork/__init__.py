@@ -1,0 +1,1 @@
+"""Patchwork: an unlimited panoptic world, drawn when it is read."""
