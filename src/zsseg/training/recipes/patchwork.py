@@ -3,6 +3,7 @@
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from zsseg.training.arguments import MixedPrecision
 from zsseg.training.checkpointing import find_checkpoints
@@ -27,8 +28,8 @@ class PatchworkSteps:
 
     clip: int = 2000
     vision: int = 2000
-    warmup: int = 800
-    segmentor: int = 5000
+    warmup: int = 1200
+    segmentor: int = 3600
 
 
 def train_patchwork(
@@ -70,7 +71,7 @@ def train_patchwork(
     """
     if unknown := sorted(set(parts) - set(PARTS)):
         raise ValueError(f"the parts of Patchwork's recipe are {list(PARTS)}, got also {unknown}")
-    shared = {
+    shared: dict[str, Any] = {
         "batch_size": batch_size,
         "seed": seed,
         "mixed_precision": mixed_precision,

@@ -14,7 +14,7 @@ from zsseg.models.concat.configuration_concat import ConcatConfig
 from zsseg.models.concat.image_processing_concat import ConcatImageProcessorPil
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation, load_text_tower
 from zsseg.models.concat.processing_concat import ConcatProcessor
-from zsseg.training.arguments import TrainerArguments
+from zsseg.training.arguments import MixedPrecision, TrainerArguments
 from zsseg.training.evaluation import evaluate_model
 from zsseg.training.recipes.concat import train_concat
 from zsseg.training.recipes.patchwork_clip import CLIP_PROMPTS, MEAN_COLOR, TRAINING_SCENES, VALIDATION_SEED
@@ -23,6 +23,7 @@ from zsseg.training.trainer import TrainingResult
 SEGMENTOR_SEED = 3
 VALIDATION_SCENES = 100
 WIDTH = 96
+FINE_WIDTH = 64
 BACKBONE_WIDTHS = (32, 64, 128, 192, 256)
 
 
@@ -59,11 +60,11 @@ def build_patchwork_concat(
                 "feature_strides": [2, 4, 8, 16, 32],
                 "common_stride": 2,
                 "hidden_dim": WIDTH,
-                "feature_size": WIDTH,
+                "feature_size": FINE_WIDTH,
                 "mask_feature_size": WIDTH,
                 "num_attention_heads": 4,
                 "encoder_layers": 2,
-                "encoder_feedforward_dim": 3 * WIDTH,
+                "encoder_feedforward_dim": 3 * FINE_WIDTH,
                 "decoder_layers": 5,
                 "dim_feedforward": 4 * WIDTH,
                 "num_queries": 24,
@@ -87,10 +88,10 @@ def build_patchwork_concat(
 def build_patchwork_stages(
     output: Path,
     *,
-    warmup_steps: int = 800,
-    steps: int = 5000,
+    warmup_steps: int = 1200,
+    steps: int = 3600,
     batch_size: int = 16,
-    mixed_precision: str = "bf16",
+    mixed_precision: MixedPrecision = "bf16",
     seed: int = 0,
     num_workers: int = 1,
 ) -> dict[str, TrainerArguments]:
@@ -99,14 +100,14 @@ def build_patchwork_stages(
         output_dir=output / "warmup",
         steps=warmup_steps,
         batch_size=batch_size,
-        learning_rate=1e-3,
+        learning_rate=1.5e-3,
         backbone_learning_rate_multiplier=1.0,
         max_grad_norm=1.0,
-        warmup_steps=50,
+        warmup_steps=min(50, warmup_steps - 1),
         schedule="polynomial",
         mixed_precision=mixed_precision,
         seed=seed,
-        save_every=200,
+        save_every=100,
         keep_last_n=1,
         num_workers=num_workers,
     )
@@ -114,8 +115,10 @@ def build_patchwork_stages(
         warmup,
         output_dir=output / "segmentor",
         steps=steps,
+        learning_rate=1e-3,
+        warmup_steps=min(50, steps - 1),
         max_grad_norm=5.0,
-        evaluate_every=500,
+        evaluate_every=600,
         save_every=100,
         metric_for_best="PQ",
     )
