@@ -1,0 +1,153 @@
+import io
+from dataclasses import replace
+
+import pytest
+import torch
+
+from zsseg import ConcatForPanopticSegmentation, ConcatProcessor
+from zsseg.data.collate import PanopticCollator
+from zsseg.data.patchwork.dataset import PatchworkDataset
+from zsseg.data.patchwork.splits import SPLIT_A
+from zsseg.training.recipes.concat import WarmupStage, compute_segment_losses
+from zsseg.training.recipes.patchwork import PatchworkSteps, train_patchwork
+from zsseg.training.recipes.patchwork_clip import build_patchwork_clip
+from zsseg.training.recipes.patchwork_concat import (
+    build_patchwork_concat,
+    build_patchwork_stages,
+    train_patchwork_concat,
+)
+from zsseg.training.stage import StageContext
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    """An untrained CLIP of the recipe."""
+    folder = tmp_path_factory.mktemp("clip")
+    for part in build_patchwork_clip():
+        part.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def untrained(clip):
+    return build_patchwork_concat(clip)
+
+
+@pytest.fixture(autouse=True)
+def few_scenes(monkeypatch):
+    """The recipe's own worlds, with less to evaluate on."""
+    for module in ("patchwork_clip", "patchwork_concat"):
+        monkeypatch.setattr(f"zsseg.training.recipes.{module}.VALIDATION_SCENES", 2)
+
+
+def build_batch(count=2):
+    scenes = PatchworkDataset("easy", num_scenes=count, categories="seen")
+    collate = PanopticCollator((0.4,) * 3, (0.25,) * 3)
+    return collate([scenes[index] for index in range(count)]), scenes
+
+
+def test_masks_are_predicted_on_half_of_the_side(untrained):
+    model, processor = untrained
+    scene = PatchworkDataset(num_scenes=1)[0]
+    with torch.no_grad():
+        outputs = model(**processor(images=scene.image, candidate_labels=["striped star", "zebra"]))
+    assert outputs.masks_queries_logits.shape == (1, 24, 64, 64)
+    assert outputs.class_queries_logits.shape == (1, 24, 3)
+
+
+def test_segment_losses_weigh_small_and_large_segments_alike(untrained):
+    model, _ = untrained
+    batch, _ = build_batch()
+    torch.manual_seed(0)
+    cross_entropy = torch.rand(2, 64, 64)
+    is_known = torch.ones(2, 64, 64, dtype=torch.bool)
+    pixel_embeds = torch.randn(2, 96, 64, 64)
+    losses = compute_segment_losses(model, pixel_embeds, cross_entropy, batch["mask_labels"], is_known)
+    means = [
+        cross_entropy[image][mask[1::2, 1::2]].mean()
+        for image, masks in enumerate(batch["mask_labels"])
+        for mask in masks
+        if mask[1::2, 1::2].any()
+    ]
+    torch.testing.assert_close(losses["segment_class"], torch.stack(means).mean())
+
+
+def test_unknown_pixels_have_no_say_in_segment_losses(untrained):
+    model, _ = untrained
+    batch, _ = build_batch()
+    is_known = torch.ones(2, 64, 64, dtype=torch.bool)
+    is_known[:, :, 40:] = False
+    pixel_embeds = torch.randn(2, 96, 64, 64, generator=torch.Generator().manual_seed(0))
+    cross_entropy = torch.rand(2, 64, 64, generator=torch.Generator().manual_seed(1))
+    results = []
+    for _ in range(2):
+        model.criterion.generator.manual_seed(0)
+        losses = compute_segment_losses(model, pixel_embeds, cross_entropy, batch["mask_labels"], is_known)
+        results.append(torch.stack([value.detach() for value in losses.values()]))
+        pixel_embeds[..., 40:] = 100.0
+        cross_entropy[..., 40:] = 100.0
+    torch.testing.assert_close(results[0], results[1])
+    nothing = compute_segment_losses(
+        model, pixel_embeds, cross_entropy, batch["mask_labels"], torch.zeros_like(is_known)
+    )
+    assert all(float(value) == 0.0 for value in nothing.values())
+
+
+def test_the_warm_up_teaches_pixels_to_draw_their_segments(clip):
+    model, processor = build_patchwork_concat(clip)
+    batch, scenes = build_batch()
+    labels = processor(candidate_labels=scenes.vocabulary)
+    text_embeds = model.encode_text(labels["input_ids"], labels["attention_mask"])
+    context = StageContext(scenes.vocabulary, text_embeds, labels["text_label_ids"])
+    stage = WarmupStage(segment_weight=1.0)
+    trained = [p for name, p in model.named_parameters() if stage.is_trainable(name)]
+    optimizer = torch.optim.AdamW(trained, 1e-3)
+    history = []
+    for _ in range(25):
+        losses = stage.compute_loss(model, batch, context)
+        losses["loss"].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        history.append({name: float(value.detach()) for name, value in losses.items()})
+    assert history[-1]["segment_mask"] < 0.8 * history[0]["segment_mask"]
+    assert history[-1]["segment_class"] < history[0]["segment_class"]
+
+
+def test_training_meets_no_unseen_name(clip, tmp_path, monkeypatch):
+    texts = []
+    tokenize = ConcatProcessor.encode_labels
+
+    def listen(self, candidate_labels, **options):
+        texts.extend(candidate_labels.names)
+        return tokenize(self, candidate_labels, **options)
+
+    monkeypatch.setattr(ConcatProcessor, "encode_labels", listen)
+    stages = build_patchwork_stages(
+        tmp_path, warmup_steps=1, steps=1, batch_size=2, mixed_precision="no", num_workers=0
+    )
+    stages = {name: replace(stage, evaluate_every=None) for name, stage in stages.items()}
+    model, _, results = train_patchwork_concat(clip, stages, stream=io.StringIO())
+    assert all(result.is_complete for result in results.values())
+    assert len(set(texts)) == 48
+    assert not set(texts) & set(SPLIT_A)
+    tower = build_patchwork_concat(clip)[0].text_model.state_dict()
+    assert all(torch.equal(value, tower[name]) for name, value in model.text_model.state_dict().items())
+
+
+def test_both_models_are_trained_and_saved_and_a_finished_run_resumes_to_itself(tmp_path):
+    steps = PatchworkSteps(clip=1, vision=1, warmup=1, segmentor=1)
+    options = {"batch_size": 2, "mixed_precision": "no", "num_workers": 0}
+    assert train_patchwork(tmp_path, steps, **options)
+    first = ConcatForPanopticSegmentation.from_pretrained(tmp_path / "checkpoint")
+    processor = ConcatProcessor.from_pretrained(tmp_path / "checkpoint")
+    assert processor(candidate_labels=["red brick"])["input_ids"].shape == (1, 3, 8)
+    assert train_patchwork(tmp_path, steps, resume=True, **options)
+    second = ConcatForPanopticSegmentation.from_pretrained(tmp_path / "checkpoint")
+    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
+
+
+def test_a_segmentor_without_a_clip_is_refused(tmp_path):
+    with pytest.raises(FileNotFoundError, match="needs Patchwork's CLIP"):
+        train_patchwork(tmp_path, PatchworkSteps(), parts=("segmentor",))
+    with pytest.raises(ValueError, match="parts of Patchwork's recipe"):
+        train_patchwork(tmp_path, PatchworkSteps(), parts=("generator",))
