@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from zsseg.cli.checkpoint_loading import check_checkpoint_folder
+from zsseg.cli.checkpoint_loading import check_checkpoint_folder, quieten_transformers
 from zsseg.cli.messages import EXIT_FAILURE, TracebackOption, UsageError, errors_in_one_line, log_shown
 
 
@@ -69,7 +69,7 @@ def patchwork(
     clip: ClipOption = None,
     split: SplitOption = "A",
     clip_steps: ClipStepsOption = 2000,
-    vision_steps: VisionStepsOption = 2000,
+    vision_steps: VisionStepsOption = 1800,
     warmup_steps: WarmupStepsOption = 1200,
     steps: StepsOption = 3600,
     batch_size: BatchSizeOption = 16,
@@ -98,6 +98,7 @@ def patchwork(
             check_checkpoint_folder(str(clip))
         from zsseg.training.recipes.patchwork import PatchworkSteps, train_patchwork
 
+        quieten_transformers()
         is_complete = train_patchwork(
             output,
             PatchworkSteps(clip=clip_steps, vision=vision_steps, warmup=warmup_steps, segmentor=steps),

@@ -27,7 +27,7 @@ class PatchworkSteps:
     """
 
     clip: int = 2000
-    vision: int = 2000
+    vision: int = 1800
     warmup: int = 1200
     segmentor: int = 3600
 

@@ -1,0 +1,54 @@
+import pytest
+
+from zsseg.training.recipes.patchwork_clip import build_patchwork_clip
+
+TINY = ("--batch-size", 1, "--num-workers", 0, "--float32")
+ONE_STEP = ("--clip-steps", 1, "--vision-steps", 1, "--warmup-steps", 1, "--steps", 1)
+
+
+@pytest.mark.slow
+def test_one_command_makes_both_models(run, tmp_path, monkeypatch):
+    for module in ("patchwork_clip", "patchwork_concat"):
+        monkeypatch.setattr(f"zsseg.training.recipes.{module}.VALIDATION_SCENES", 1)
+    outcome = run("train", "patchwork", "--output", tmp_path, *ONE_STEP, *TINY)
+    assert outcome.code == 0
+    assert (tmp_path / "patchwork-clip" / "model.safetensors").is_file()
+    assert (tmp_path / "checkpoint" / "model.safetensors").is_file()
+    again = run("train", "patchwork", "--output", tmp_path, *ONE_STEP, *TINY)
+    assert again.code == 1
+    assert "is not empty: resume its run, allow overwriting, or choose another folder" in again.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (
+            ("--resume", "--overwrite"),
+            "--resume goes on with a run, --overwrite starts anew; give one of them",
+        ),
+        (("--clip", "somewhere"), "--clip names a trained CLIP; it goes with --part segmentor"),
+        (
+            ("--part", "segmentor", "--clip", "/nowhere/clip"),
+            "there is no checkpoint folder at /nowhere/clip",
+        ),
+        (("--part", "segmentor"), "the segmentor needs Patchwork's CLIP, but there is no"),
+        (("--clip-steps", 0), "steps must be at least 1, got 0"),
+    ],
+)
+def test_bad_options_get_one_line(run, tmp_path, options, message):
+    outcome = run("train", "patchwork", "--output", tmp_path / "run", *options)
+    assert outcome.code != 0
+    assert message in " ".join(outcome.stderr.split())
+    assert "Traceback" not in outcome.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_unknown_split_is_named_before_anything_is_trained(run, tmp_path):
+    for part in build_patchwork_clip():
+        part.save_pretrained(tmp_path / "clip")
+    outcome = run(
+        *("train", "patchwork", "--part", "segmentor", "--clip", tmp_path / "clip"),
+        *("--output", tmp_path / "run", "--split", "B"),
+    )
+    assert outcome.code == 1
+    assert 'a Patchwork split is "A" or "seed-N"' in outcome.stderr
