@@ -6,7 +6,13 @@ import pytest
 
 import zsseg
 from zsseg import checkpoints
-from zsseg.checkpoints import PACKAGED_FILES, PACKAGED_FOLDER, packaged, resolve_checkpoint
+from zsseg.checkpoints import (
+    PACKAGED_CLIP_FOLDER,
+    PACKAGED_FILES,
+    PACKAGED_FOLDER,
+    packaged,
+    resolve_checkpoint,
+)
 
 REPOSITORY = Path(__file__).parents[1]
 
@@ -33,6 +39,22 @@ def test_any_name_stays_as_it_is(tmp_path):
     assert resolve_checkpoint(tmp_path) == str(tmp_path)
 
 
+def test_the_clip_is_beside_it_under_its_name(installed, tmp_path, monkeypatch):
+    folder = tmp_path / "clip"
+    shutil.copytree(installed, folder)
+    monkeypatch.setattr(checkpoints, "PACKAGED_CLIP_FOLDER", folder)
+    assert packaged("patchwork-clip") == folder
+    assert packaged("concat-patchwork") == packaged() == installed
+    (folder / "tokenizer.json").unlink()
+    with pytest.raises(FileNotFoundError, match=rf"tokenizer\.json missing from {folder}; reinstall"):
+        packaged("patchwork-clip")
+
+
+def test_other_packages_there_are_none():
+    with pytest.raises(ValueError, match=r"\['concat-patchwork', 'patchwork-clip'\], got 'scan'"):
+        packaged("scan")
+
+
 @pytest.mark.parametrize("name", PACKAGED_FILES)
 def test_a_missing_file_is_named_with_the_way_to_get_it_back(installed, name):
     (installed / name).unlink()
@@ -57,10 +79,14 @@ def test_weights_that_are_cut_off_are_found_before_loading(installed, keep):
 def test_a_wheel_takes_the_packaged_files_along():
     settings = tomllib.loads((REPOSITORY / "pyproject.toml").read_text(encoding="utf-8"))
     patterns = settings["tool"]["setuptools"]["package-data"]["zsseg"]
-    place = PurePosixPath(PACKAGED_FOLDER.relative_to(REPOSITORY / "src" / "zsseg").as_posix())
-    for path in [place / name for name in PACKAGED_FILES] + [
-        PurePosixPath("publishing/templates/concat_patchwork.md")
-    ]:
+    package = REPOSITORY / "src" / "zsseg"
+    templates = list((package / "publishing" / "templates").iterdir())
+    assert len(templates) == 2
+    packages = [
+        folder / name for folder in (PACKAGED_FOLDER, PACKAGED_CLIP_FOLDER) for name in PACKAGED_FILES
+    ]
+    for file in packages + templates:
+        path = PurePosixPath(file.relative_to(package).as_posix())
         assert any(path.match(pattern) for pattern in patterns), path
 
 
@@ -106,3 +132,18 @@ def test_the_packaged_checkpoint_segments_a_held_out_scene():
     seen_stuff = {name for name in shown if name in stuff and scenes.vocabulary[names.index(name)].is_seen}
     assert seen_stuff
     assert seen_stuff <= {record["label"] for record in found}
+
+
+@pytest.mark.skipif(not PACKAGED_CLIP_FOLDER.is_dir(), reason="the packaged CLIP is not in the tree yet")
+def test_the_packaged_clip_names_a_held_out_segment():
+    from transformers import CLIPModel, CLIPProcessor
+
+    from zsseg.data.patchwork.dataset import HELD_OUT_SEED, PatchworkDataset
+    from zsseg.training.recipes.patchwork_clip import evaluate_patchwork_clip
+
+    folder = packaged("patchwork-clip")
+    assert sum(path.stat().st_size for path in folder.iterdir()) <= 16_000_000
+    scenes = PatchworkDataset("standard", seed=HELD_OUT_SEED, num_scenes=6)
+    clip = CLIPModel.from_pretrained(folder)
+    averages, _ = evaluate_patchwork_clip(clip, CLIPProcessor.from_pretrained(folder), scenes)
+    assert averages["top1"] > 0.7

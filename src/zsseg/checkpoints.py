@@ -1,9 +1,10 @@
-"""Which checkpoint a name means: a folder, one on the Hub, or the one that comes with the package."""
+"""Which checkpoint a name means: a folder, one on the Hub, or one that comes with the package."""
 
 import os
 from pathlib import Path
 
 PACKAGED_FOLDER = Path(__file__).with_name("packaged") / "concat-patchwork"
+PACKAGED_CLIP_FOLDER = PACKAGED_FOLDER.with_name("patchwork-clip")
 PACKAGED_FILES = (
     "README.md",
     "config.json",
@@ -15,25 +16,33 @@ PACKAGED_FILES = (
 )
 
 
-def packaged() -> Path:
-    """Folder of the checkpoint inside the package: a CONCAT of Patchwork's world, for ``from_pretrained``.
+def packaged(name: str = "concat-patchwork") -> Path:
+    """Folder of a checkpoint inside the package, for ``from_pretrained``.
+
+    Args:
+        name: "concat-patchwork", a CONCAT of Patchwork's world, or "patchwork-clip", the CLIP in whose text
+            space it works, for transformers' ``CLIPModel``.
 
     Raises:
+        ValueError: if no such checkpoint is packaged.
         FileNotFoundError: if files of it are missing from the installation.
         OSError: if its weights are cut off or are no weights.
     """
+    folders = {"concat-patchwork": PACKAGED_FOLDER, "patchwork-clip": PACKAGED_CLIP_FOLDER}
+    if name not in folders:
+        raise ValueError(f"the packaged checkpoints are {list(folders)}, got {name!r}")
+    folder = folders[name]
     remedy = (
         "reinstall the package (pip install --force-reinstall --no-deps zsseg), or in a clone restore the "
         "folder (git checkout -- src/zsseg/packaged)"
     )
-    if missing := [name for name in PACKAGED_FILES if not (PACKAGED_FOLDER / name).is_file()]:
+    if missing := [file for file in PACKAGED_FILES if not (folder / file).is_file()]:
         raise FileNotFoundError(
-            f"the packaged checkpoint is incomplete: {', '.join(missing)} missing from {PACKAGED_FOLDER}; "
-            f"{remedy}"
+            f"the packaged checkpoint is incomplete: {', '.join(missing)} missing from {folder}; {remedy}"
         )
     from safetensors import SafetensorError, safe_open
 
-    weights = PACKAGED_FOLDER / "model.safetensors"
+    weights = folder / "model.safetensors"
     try:
         with safe_open(weights, "numpy"):
             pass
@@ -41,7 +50,7 @@ def packaged() -> Path:
         raise OSError(
             f"the packaged checkpoint is damaged: {weights} is no whole safetensors file ({error}); {remedy}"
         ) from error
-    return PACKAGED_FOLDER
+    return folder
 
 
 def resolve_checkpoint(name: str | os.PathLike[str] | None = None) -> str:

@@ -4,11 +4,18 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
-from zsseg.checkpoints import PACKAGED_FOLDER, packaged
-from zsseg.publishing.model_card import HEADLINE_FIGURES, build_patchwork_card
+from testing.patchwork_reports import build_clip_report
+from zsseg.checkpoints import PACKAGED_CLIP_FOLDER, PACKAGED_FOLDER, packaged
+from zsseg.publishing.model_card import (
+    CLIP_HEADLINE_FIGURES,
+    HEADLINE_FIGURES,
+    build_patchwork_card,
+    build_patchwork_clip_card,
+)
+from zsseg.training.patchwork_clip_report import PatchworkClipReport
 from zsseg.training.patchwork_report import FIGURES, BenchmarkedModel, PatchworkReport, PatchworkRow
 
-CARD = Path(__file__).parents[2] / "model_cards" / "concat-patchwork.md"
+CARDS = Path(__file__).parents[2] / "model_cards"
 COMMAND = "zsseg evaluate patchwork --model packaged --scenes 500"
 
 
@@ -107,4 +114,58 @@ def test_the_control_alone_is_no_card():
 def test_the_published_card_follows_from_the_packaged_evaluation():
     card = build_patchwork_card(PatchworkReport.load(packaged() / "evaluation.json"))
     assert (packaged() / "README.md").read_text(encoding="utf-8") == card
-    assert CARD.read_text(encoding="utf-8") == card
+    assert (CARDS / "concat-patchwork.md").read_text(encoding="utf-8") == card
+
+
+def list_cells(card, first):
+    lines = [line.strip("| ").split(" | ") for line in card.splitlines() if line.startswith(f"| {first} |")]
+    assert len(lines) == 1, first
+    return lines[0][1:]
+
+
+def test_the_card_of_the_clip_shows_its_figures_under_their_groups():
+    report = build_clip_report()
+    card = build_patchwork_clip_card(report)
+    # 3/4 of one seen thing, 1/4 of an unseen thing, 5/8 of unseen stuff.
+    assert list_cells(card, "all") == ["60", "54.2", "56.2"]
+    assert list_cells(card, "things") == ["40", "50.0", "50.0"]
+    assert list_cells(card, "unseen") == ["12", "43.8", "50.0"]
+    assert list_cells(card, "seen stuff") == ["16", "–", "–"]
+    assert (
+        "| surface | shape | tone | material |\n| ---: | ---: | ---: | ---: |\n| 75.0 | 62.5 | 87.5 | 75.0 |"
+        in card
+    )
+    assert "| dotted ring | dotted arrow | 2 | 50.0 |\n| grey waves | grey gravel | 2 | 25.0 |" in card
+    text = " ".join(card.split())
+    assert "3 held-out `standard` scenes of 128×128 (world 1000000, 16 segments)" in text
+    assert "split A calls 12 labels unseen" in text
+    assert (
+        "space of 128 dimensions. It has 2.5 million parameters, of which 0.6 million are the text tower"
+        in text
+    )
+    assert report.command in card
+    assert "$" not in card
+
+
+def test_the_front_matter_of_the_clip_is_what_the_hub_reads():
+    report = build_clip_report()
+    data = ModelCard(build_patchwork_clip_card(report)).data
+    assert (data.library_name, data.pipeline_tag, data.model_name) == (
+        "transformers",
+        "zero-shot-image-classification",
+        "patchwork-clip",
+    )
+    figures = report.compute_figures()
+    assert [(each.metric_type, each.metric_value) for each in data.eval_results] == [
+        (name, round(100 * figures[name], 1)) for name in CLIP_HEADLINE_FIGURES
+    ]
+
+
+@pytest.mark.skipif(not PACKAGED_CLIP_FOLDER.is_dir(), reason="the packaged CLIP is not in the tree yet")
+def test_the_published_card_of_the_clip_follows_from_the_packaged_evaluation():
+    report = PatchworkClipReport.load(packaged("patchwork-clip") / "evaluation.json")
+    card = build_patchwork_clip_card(report)
+    assert (packaged("patchwork-clip") / "README.md").read_text(encoding="utf-8") == card
+    assert (CARDS / "patchwork-clip.md").read_text(encoding="utf-8") == card
+    # The packaged CLIP itself was measured, so anybody who has the package can repeat it.
+    assert "--model" not in report.command

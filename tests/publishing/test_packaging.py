@@ -1,12 +1,16 @@
 import pytest
-from transformers import AutoModel
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModel, CLIPModel, CLIPProcessor
 
+from testing.patchwork_reports import build_clip_report
 from testing.tiny_models import build_clip_text_config, build_model, build_processor
 from zsseg import checkpoints
 from zsseg.checkpoints import PACKAGED_FILES, packaged
 from zsseg.publishing import packaging
-from zsseg.publishing.packaging import package_checkpoint
+from zsseg.publishing.packaging import package_checkpoint, package_patchwork_clip
 from zsseg.training.patchwork_report import FIGURES, BenchmarkedModel, PatchworkReport, PatchworkRow
+from zsseg.training.recipes.patchwork_clip import build_patchwork_clip
 
 
 @pytest.fixture(scope="module")
@@ -68,3 +72,50 @@ def test_a_package_that_is_too_large_leaves_nothing(checkpoint, report, tmp_path
     with pytest.raises(ValueError, match=r"would take 0\.\d MB, but 0\.1 MB are allowed"):
         package_checkpoint(checkpoint, report, tmp_path / "package")
     assert [path.name for path in tmp_path.iterdir()] == ["results.json"]
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("trained_clip")
+    model, processor = build_patchwork_clip()
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def clip_report(tmp_path):
+    path = tmp_path / "results.json"
+    build_clip_report().save(path)
+    return path
+
+
+def test_a_packaged_clip_is_half_as_large_and_loads_as_float32(clip, clip_report, tmp_path, monkeypatch):
+    folder = tmp_path / "package"
+    package_patchwork_clip(clip, clip_report, folder)
+    monkeypatch.setattr(checkpoints, "PACKAGED_CLIP_FOLDER", folder)
+    assert packaged("patchwork-clip") == folder
+    assert sorted(path.name for path in folder.iterdir()) == sorted(PACKAGED_FILES)
+    assert (folder / "evaluation.json").read_bytes() == clip_report.read_bytes()
+    assert {tensor.dtype for tensor in load_file(folder / "model.safetensors").values()} == {torch.float16}
+    loaded, original = CLIPModel.from_pretrained(folder), CLIPModel.from_pretrained(clip).state_dict()
+    assert {parameter.dtype for parameter in loaded.parameters()} == {torch.float32}
+    for name, tensor in loaded.state_dict().items():
+        assert torch.equal(tensor, original[name].half().float()), name
+    processor, trained = CLIPProcessor.from_pretrained(folder), CLIPProcessor.from_pretrained(clip)
+    assert processor.tokenizer("a striped star") == trained.tokenizer("a striped star")
+    assert processor.image_processor.to_dict() == trained.image_processor.to_dict()
+
+
+def test_a_checkpoint_that_is_no_clip_is_refused(checkpoint, clip_report, tmp_path):
+    with pytest.raises(ValueError, match="model type 'zsseg-concat', but CLIPModel loads 'clip'"):
+        package_patchwork_clip(checkpoint, clip_report, tmp_path / "package")
+
+
+def test_the_report_of_another_kind_or_clip_is_refused(clip, report, tmp_path):
+    with pytest.raises(ValueError, match="no report of `zsseg evaluate patchwork-clip`"):
+        package_patchwork_clip(clip, report, tmp_path / "package")
+    build_clip_report(parameters=5).save(tmp_path / "other.json")
+    with pytest.raises(ValueError, match=r"a model with 5 parameters, but .* has 2,540,801"):
+        package_patchwork_clip(clip, tmp_path / "other.json", tmp_path / "package")
+    assert not (tmp_path / "package").exists()

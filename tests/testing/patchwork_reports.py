@@ -1,5 +1,6 @@
-"""Reports of the Patchwork benchmark that nothing was measured for."""
+"""Reports of the Patchwork benchmarks that nothing was measured for."""
 
+from zsseg.training.patchwork_clip_report import EvaluatedClip, PatchworkClipReport
 from zsseg.training.patchwork_report import FIGURES, BenchmarkedModel, PatchworkReport, PatchworkRow
 
 
@@ -14,3 +15,24 @@ def build_report(name="tiny", rows=None):
     model = BenchmarkedModel(name, "zsseg-concat", 1000, 100, 0.8, 0.5, 0.7)
     rows = (build_row(), build_row(text="shuffled")) if rows is None else rows
     return PatchworkReport(f"zsseg evaluate patchwork --model {name}", "a machine", model, rows)
+
+
+CLIP_CONFUSION = {
+    "plain disc": {"plain disc": 3, "ringed disc": 1},
+    "dotted ring": {"dotted arrow": 2, "red brick": 1, "dotted ring": 1},
+    "grey waves": {"grey waves": 5, "grey gravel": 2, "blue waves": 1},
+}
+
+
+def build_clip_report(parameters=2_540_801, **changes):
+    content = {
+        "command": "zsseg evaluate patchwork-clip --scenes 3",
+        "model": EvaluatedClip("tiny-clip", parameters, 622_720, 128, 64),
+        "preset": "standard",
+        "split": "A",
+        "scenes": 3,
+        "size": 128,
+        "seed": 1_000_000,
+        "confusion": CLIP_CONFUSION,
+    }
+    return PatchworkClipReport(**{**content, **changes})

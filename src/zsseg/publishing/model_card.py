@@ -1,4 +1,4 @@
-"""Model cards: everything in them follows from the report of a benchmark run."""
+"""Model cards: everything in them follows from the report of an evaluation."""
 
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
@@ -6,11 +6,20 @@ from string import Template
 
 from huggingface_hub import EvalResult, ModelCardData
 
-from zsseg.data.patchwork.categories import build_patchwork_vocabulary
+from zsseg.data.patchwork.categories import (
+    MATERIALS,
+    SHAPES,
+    SURFACES,
+    TONES,
+    build_patchwork_vocabulary,
+)
 from zsseg.data.patchwork.splits import load_patchwork_split
+from zsseg.metrics.class_averages import group_label_ids
+from zsseg.training.patchwork_clip_report import WORDS, PatchworkClipReport
 from zsseg.training.patchwork_report import GROUPS, PatchworkReport, PatchworkRow
 
 PATCHWORK_MODEL_NAME = "concat-patchwork"
+PATCHWORK_CLIP_NAME = "patchwork-clip"
 TABLE_FIGURES = ("PQ", "SQ", "RQ", "mIoU")
 HEADLINE_FIGURES = (
     "PQ",
@@ -24,6 +33,8 @@ HEADLINE_FIGURES = (
     "mIoU",
     "hIoU",
 )
+CLIP_HEADLINE_FIGURES = ("top1", "top1_seen", "top1_unseen", "top1_things", "top1_stuff")
+NUM_CONFUSIONS = 10
 
 
 def build_patchwork_card(report: PatchworkReport) -> str:
@@ -47,10 +58,7 @@ def build_patchwork_card(report: PatchworkReport) -> str:
     vocabulary = build_patchwork_vocabulary(load_patchwork_split(split))
     unseen = [vocabulary[label_id] for label_id in vocabulary.unseen_label_ids]
     model = report.model
-    template = (
-        files("zsseg.publishing").joinpath("templates", "concat_patchwork.md").read_text(encoding="utf-8")
-    )
-    return Template(template).substitute(
+    return _load_template("concat_patchwork.md").substitute(
         front_matter=_build_front_matter(report).to_yaml(),
         parameters=f"{model.parameters / 1e6:.1f}",
         text_parameters=f"{model.parameters_text_tower / 1e6:.1f}",
@@ -66,6 +74,51 @@ def build_patchwork_card(report: PatchworkReport) -> str:
         tables="\n\n".join(_build_row_section(row) for row in report.rows),
         command=report.command,
         machine=report.machine,
+    )
+
+
+def build_patchwork_clip_card(report: PatchworkClipReport) -> str:
+    """The card of Patchwork's CLIP, as Markdown with YAML in front.
+
+    Args:
+        report: of ``zsseg evaluate patchwork-clip``.
+    """
+    vocabulary, figures = report.vocabulary, report.compute_figures()
+    members = group_label_ids(vocabulary)
+    groups = [
+        (
+            _spell(ending) or "all",
+            str(len(members[metric_ending])),
+            _percent(figures[f"top1{ending}"]),
+            _percent(figures[f"top1_segments{ending}"]),
+        )
+        for ending, metric_ending in GROUPS.items()
+    ]
+    confusions = [
+        (each.name, each.taken_for, str(each.times), _percent(each.share))
+        for each in report.list_confusions(NUM_CONFUSIONS)
+    ]
+    return _load_template("patchwork_clip.md").substitute(
+        front_matter=_build_clip_front_matter(report).to_yaml(),
+        parameters=f"{report.model.parameters / 1e6:.1f}",
+        text_parameters=f"{report.model.parameters_text_tower / 1e6:.1f}",
+        embed_dim=report.model.embed_dim,
+        image_size=report.model.image_size,
+        surfaces=", ".join(SURFACES),
+        shapes=", ".join(SHAPES),
+        tones=", ".join(TONES),
+        materials=", ".join(MATERIALS),
+        scenes=report.scenes,
+        size=report.size,
+        preset=report.preset,
+        seed=report.seed,
+        segments=f"{report.build_counts().sum():,}",
+        split=report.split,
+        num_unseen=len(vocabulary.unseen_label_ids),
+        groups=_build_table(("labels", "how many", "top-1, mean over labels", "of all segments"), groups, 1),
+        words=_build_table(WORDS, [[_percent(figures[f"top1_{word}"]) for word in WORDS]], 0),
+        confusions=_build_table(("what it is", "taken for", "times", "% of its segments"), confusions, 2),
+        command=report.command,
     )
 
 
@@ -92,6 +145,36 @@ def _build_front_matter(report: PatchworkReport) -> ModelCardData:
             if row.text == "own"
             for name in HEADLINE_FIGURES
             if (value := row.figures[name]) is not None
+        ],
+    )
+
+
+def _build_clip_front_matter(report: PatchworkClipReport) -> ModelCardData:
+    figures = report.compute_figures()
+    return ModelCardData(
+        library_name="transformers",
+        pipeline_tag="zero-shot-image-classification",
+        license="apache-2.0",
+        tags=["clip", "patchwork", "synthetic-data"],
+        model_name=PATCHWORK_CLIP_NAME,
+        eval_results=[
+            EvalResult(
+                task_type="zero-shot-image-classification",
+                dataset_type="patchwork",
+                dataset_name=f"Patchwork, {report.preset}, masked segments",
+                dataset_config=report.preset,
+                dataset_args={
+                    "split": report.split,
+                    "scenes": report.scenes,
+                    "seed": report.seed,
+                    "size": report.size,
+                },
+                metric_type=name,
+                metric_value=round(100 * value, 1),
+                metric_name=f"{name}, percent",
+            )
+            for name in CLIP_HEADLINE_FIGURES
+            if (value := figures[name]) is not None
         ],
     )
 
@@ -124,6 +207,10 @@ def _build_row_section(row: PatchworkRow) -> str:
         f"{row.scenes} scenes of {row.size}×{row.size}, world {row.seed}, split {row.split}. "
         f"{single_figures} · {row.figures['ms_per_image']:.0f} ms an image\n\n{table}"
     )
+
+
+def _load_template(name: str) -> Template:
+    return Template(files("zsseg.publishing").joinpath("templates", name).read_text(encoding="utf-8"))
 
 
 def _build_table(header: Sequence[str], rows: Iterable[Sequence[str]], left_columns: int) -> str:

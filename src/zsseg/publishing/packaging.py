@@ -1,14 +1,16 @@
-"""A trained checkpoint → the folder that comes with the package."""
+"""Trained checkpoints → the folders that come with the package."""
 
 import os
 import shutil
 from pathlib import Path
 
-from transformers import AutoModel, AutoProcessor, PreTrainedConfig
+from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel
 
+from zsseg.models.base import load_whole
 from zsseg.publishing.folder_replacement import replacing_folder
 from zsseg.publishing.half_precision import save_half_precision
-from zsseg.publishing.model_card import build_patchwork_card
+from zsseg.publishing.model_card import build_patchwork_card, build_patchwork_clip_card
+from zsseg.training.patchwork_clip_report import PatchworkClipReport
 from zsseg.training.patchwork_report import PatchworkReport
 
 LARGEST_PACKAGE = 16_000_000
@@ -32,12 +34,44 @@ def package_checkpoint(
     benchmark = PatchworkReport.load(Path(report))
     card = build_patchwork_card(benchmark)
     model = AutoModel.from_pretrained(checkpoint)
+    _write_package(model, checkpoint, report, folder, card=card, parameters=benchmark.model.parameters)
+
+
+def package_patchwork_clip(
+    checkpoint: str | os.PathLike[str], report: str | os.PathLike[str], folder: str | os.PathLike[str]
+) -> None:
+    """The same for Patchwork's CLIP.
+
+    Args:
+        checkpoint: folder of the trained CLIP and its processor.
+        report: the ``results.json`` of ``zsseg evaluate patchwork-clip`` with this model.
+        folder: to write; an earlier package there is replaced.
+
+    Raises:
+        OSError: as :func:`package_checkpoint`.
+        ValueError: likewise, and if the checkpoint is no CLIP or lacks weights.
+    """
+    evaluation = PatchworkClipReport.load(Path(report))
+    card = build_patchwork_clip_card(evaluation)
+    model = load_whole(CLIPModel, checkpoint, (CLIPConfig.model_type,))
+    _write_package(model, checkpoint, report, folder, card=card, parameters=evaluation.model.parameters)
+
+
+def _write_package(
+    model: PreTrainedModel,
+    checkpoint: str | os.PathLike[str],
+    report: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    card: str,
+    parameters: int,
+) -> None:
+    """Write the files of a package, if the report's ``parameters`` are those of the model."""
     processor = AutoProcessor.from_pretrained(checkpoint)
-    parameters = sum(parameter.numel() for parameter in model.parameters())
-    if parameters != benchmark.model.parameters:
+    if (found := sum(parameter.numel() for parameter in model.parameters())) != parameters:
         raise ValueError(
-            f"{report} is of a model with {benchmark.model.parameters:,} parameters, but {checkpoint} has "
-            f"{parameters:,}: evaluate this checkpoint"
+            f"{report} is of a model with {parameters:,} parameters, but {checkpoint} has {found:,}: "
+            "evaluate this checkpoint"
         )
     _drop_origins(model.config)
     with replacing_folder(Path(folder)) as package:

@@ -7,6 +7,7 @@ import typer
 
 from zsseg.cli.checkpoint_loading import load_pipeline
 from zsseg.cli.commands.evaluate_patchwork import evaluate_patchwork
+from zsseg.cli.commands.evaluate_patchwork_clip import evaluate_patchwork_clip
 from zsseg.cli.messages import TracebackOption, UsageError, errors_in_one_line, log_shown
 from zsseg.cli.options import (
     CHECKPOINT_PANEL,
@@ -192,3 +193,4 @@ def _check_no_option(context: typer.Context) -> None:
 
 
 evaluate.command("patchwork")(evaluate_patchwork)
+evaluate.command("patchwork-clip")(evaluate_patchwork_clip)
