@@ -3,7 +3,7 @@ import pytest
 from zsseg.training.recipes.patchwork_clip import build_patchwork_clip
 
 TINY = ("--batch-size", 1, "--num-workers", 0, "--float32")
-ONE_STEP = ("--clip-steps", 1, "--vision-steps", 1, "--warmup-steps", 1, "--steps", 1)
+ONE_STEP = sum(((f"--{stage}steps", 1) for stage in ("clip-", "vision-", "backbone-", "warmup-", "")), ())
 
 
 @pytest.mark.slow

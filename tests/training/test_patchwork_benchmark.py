@@ -143,6 +143,12 @@ def test_figures_are_those_of_the_evaluation(dataset, tiny_model):
     )
 
 
+def test_scenes_of_seen_categories_are_no_benchmark(tiny_model):
+    seen = PatchworkDataset("easy", num_scenes=1, size=SCENE_SIZE, categories="seen")
+    with pytest.raises(ValueError, match='use categories="all"'):
+        evaluate(tiny_model, build_processor(), seen)
+
+
 @pytest.mark.parametrize("split", ["A", "seed-0", "seed-1"])
 @pytest.mark.parametrize("seed", [0, 1])
 def test_names_are_exchanged_within_unseen_things_and_unseen_stuff(split, seed):

@@ -55,7 +55,7 @@ def evaluate_patchwork(
     Args:
         model: of any family.
         processor: of the same checkpoint.
-        dataset: the scenes.
+        dataset: the scenes, of all categories.
         text: "own" gives every label its own name; "shuffled" gives the unseen labels one another's, see
             :func:`shuffle_unseen_names`.
         threshold: None takes the checkpoint's own, as for the next two.
@@ -68,9 +68,14 @@ def evaluate_patchwork(
         The scores. ``ms_per_image`` is the median over scenes of processor, model and panoptic merge.
 
     Raises:
-        ValueError: as :func:`~zsseg.training.evaluation.score_predictions` and :func:`shuffle_unseen_names`.
+        ValueError: if ``dataset`` holds seen categories alone, and as
+            :func:`~zsseg.training.evaluation.score_predictions`.
     """
     vocabulary = dataset.vocabulary
+    if not vocabulary.unseen_label_ids:
+        raise ValueError(
+            'the benchmark asks for all sixty labels, got scenes of categories="seen": use categories="all"'
+        )
     panoptic, semantic = PanopticQuality(vocabulary), MeanIoU(vocabulary, ignore_index=IGNORED)
 
     def take(example: PanopticExample, predictions: Mapping[Task, Prediction]) -> None:

@@ -8,7 +8,7 @@ from zsseg import ConcatForPanopticSegmentation, ConcatProcessor
 from zsseg.data.collate import PanopticCollator
 from zsseg.data.patchwork.dataset import PatchworkDataset
 from zsseg.data.patchwork.splits import SPLIT_A
-from zsseg.training.recipes.concat import WarmupStage, compute_segment_losses
+from zsseg.training.recipes.concat import BackboneStage, WarmupStage, compute_segment_losses
 from zsseg.training.recipes.patchwork import PatchworkSteps, train_patchwork
 from zsseg.training.recipes.patchwork_clip import build_patchwork_clip
 from zsseg.training.recipes.patchwork_concat import (
@@ -93,6 +93,30 @@ def test_unknown_pixels_have_no_say_in_segment_losses(untrained):
     assert all(float(value) == 0.0 for value in nothing.values())
 
 
+def test_the_backbone_learns_to_name_segments(clip):
+    model, processor = build_patchwork_concat(clip)
+    batch, scenes = build_batch()
+    labels = processor(candidate_labels=scenes.vocabulary)
+    text_embeds = model.encode_text(labels["input_ids"], labels["attention_mask"])
+    context = StageContext(scenes.vocabulary, text_embeds, labels["text_label_ids"])
+    stage = BackboneStage()
+    trained = {name: p for name, p in model.named_parameters() if stage.is_trainable(name)}
+    optimizer = torch.optim.AdamW(trained.values(), 1e-3)
+    for step in range(20):
+        losses = stage.compute_loss(model, batch, context)
+        losses["loss"].backward()
+        if step == 0:
+            first = float(losses["loss"].detach())
+            assert not [
+                name for name, p in model.named_parameters() if p.grad is not None and name not in trained
+            ]
+            without = [name for name, p in trained.items() if p.grad is None]
+            assert not [name for name in without if "layernorm" not in name]
+        optimizer.step()
+        optimizer.zero_grad()
+    assert float(losses["loss"].detach()) < 0.5 * first
+
+
 def test_the_warm_up_teaches_pixels_to_draw_their_segments(clip):
     model, processor = build_patchwork_concat(clip)
     batch, scenes = build_batch()
@@ -123,7 +147,7 @@ def test_training_meets_no_unseen_name(clip, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ConcatProcessor, "encode_labels", listen)
     stages = build_patchwork_stages(
-        tmp_path, warmup_steps=1, steps=1, batch_size=2, mixed_precision="no", num_workers=0
+        tmp_path, backbone_steps=1, warmup_steps=1, steps=1, batch_size=2, mixed_precision="no", num_workers=0
     )
     stages = {name: replace(stage, evaluate_every=None) for name, stage in stages.items()}
     model, _, results = train_patchwork_concat(clip, stages, stream=io.StringIO())
@@ -135,7 +159,7 @@ def test_training_meets_no_unseen_name(clip, tmp_path, monkeypatch):
 
 
 def test_both_models_are_trained_and_saved_and_a_finished_run_resumes_to_itself(tmp_path):
-    steps = PatchworkSteps(clip=1, vision=1, warmup=1, segmentor=1)
+    steps = PatchworkSteps(clip=1, vision=1, backbone=1, warmup=1, segmentor=1)
     options = {"batch_size": 2, "mixed_precision": "no", "num_workers": 0}
     assert train_patchwork(tmp_path, steps, **options)
     first = ConcatForPanopticSegmentation.from_pretrained(tmp_path / "checkpoint")

@@ -43,6 +43,9 @@ ClipStepsOption = Annotated[
 VisionStepsOption = Annotated[
     int, typer.Option("--vision-steps", metavar="N", help="Steps of the vision tower alone.")
 ]
+BackboneStepsOption = Annotated[
+    int, typer.Option("--backbone-steps", metavar="N", help="Steps of the segmentor's backbone alone.")
+]
 WarmupStepsOption = Annotated[
     int, typer.Option("--warmup-steps", metavar="N", help="Steps of the segmentor's dense warm-up.")
 ]
@@ -70,7 +73,8 @@ def patchwork(
     split: SplitOption = "A",
     clip_steps: ClipStepsOption = 2000,
     vision_steps: VisionStepsOption = 1800,
-    warmup_steps: WarmupStepsOption = 1200,
+    backbone_steps: BackboneStepsOption = 2400,
+    warmup_steps: WarmupStepsOption = 600,
     steps: StepsOption = 3600,
     batch_size: BatchSizeOption = 16,
     seed: SeedOption = 0,
@@ -101,7 +105,7 @@ def patchwork(
         quieten_transformers()
         is_complete = train_patchwork(
             output,
-            PatchworkSteps(clip=clip_steps, vision=vision_steps, warmup=warmup_steps, segmentor=steps),
+            PatchworkSteps(clip_steps, vision_steps, backbone_steps, warmup_steps, steps),
             parts=("clip", "segmentor") if part is PatchworkPart.ALL else (part.value,),
             clip=clip,
             split=split,

@@ -14,6 +14,7 @@ from transformers import (
 )
 from transformers import initialization as init
 
+from zsseg.layers.mask_pooling import pool_by_masks
 from zsseg.layers.mask_transformer import compute_mask_transformer_features
 from zsseg.layers.open_vocabulary_classifier import compute_cosine_class_logits
 from zsseg.layers.text_embedding_bank import (
@@ -165,6 +166,46 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
             logit_scale=self.config.logit_scale,
             text_label_ids=text_label_ids,
             no_object_embedding=self.no_object_embedding,
+        )
+
+    def compute_segment_logits(
+        self,
+        pixel_values: Tensor,
+        masks: Sequence[Tensor],
+        text_embeds: Tensor,
+        text_label_ids: Tensor | None = None,
+    ) -> Tensor:
+        """Name given segments from the backbone's features alone; for the first stage of random weights.
+
+        Every level of the backbone is averaged over the segment behind the pixel decoder's own projection of
+        that level; the sum takes the way of a pixel embedding to the text space.
+
+        Args:
+            pixel_values: (B, 3, H, W), normalised.
+            masks: per image (n, H, W) binary masks.
+            text_embeds: (T, D).
+            text_label_ids: (T,) label of each text; None when text i is label i.
+
+        Returns:
+            (N, K) float32 logits of the N segments of all images, without no-object.
+        """
+        pixel_decoder = self.segmentor.pixel_level_module.decoder
+        features = self.segmentor.pixel_level_module.encoder(pixel_values).feature_maps
+        fine = features[: pixel_decoder.num_fpn_levels][::-1]
+        coarse = features[::-1][: pixel_decoder.num_feature_levels]
+        pooled: Any = sum(
+            pool_by_masks(project(level), masks)
+            for project, level in (
+                *zip(pixel_decoder.input_projections, coarse, strict=True),
+                *zip(pixel_decoder.lateral_convolutions, fine, strict=True),
+            )
+        )
+        segment_embeds = pixel_decoder.mask_projection(pooled[..., None, None])[..., 0, 0]
+        return compute_cosine_class_logits(
+            self.semantic_projector(segment_embeds),
+            text_embeds,
+            logit_scale=self.config.logit_scale,
+            text_label_ids=text_label_ids,
         )
 
     def compute_pixel_embeds(self, pixel_values: Tensor) -> Tensor:

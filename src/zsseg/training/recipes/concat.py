@@ -30,11 +30,47 @@ UnseenPolicy = Literal["drop_images", "ignore_pixels"]
 BACKBONE_PREFIX = "segmentor.pixel_level_module.encoder."
 TEXT_TOWER_PREFIX = "text_model."
 DENSE_PREFIXES = ("segmentor.pixel_level_module.", "semantic_projector.")
+LEVEL_PREFIXES = tuple(
+    f"segmentor.pixel_level_module.decoder.{name}"
+    for name in ("input_projections.", "adapter_", "mask_projection.")
+)
 MASK_HEAD_PREFIXES = (
     "segmentor.transformer_module.decoder.layernorm.",
     "segmentor.transformer_module.decoder.mask_predictor.",
 )
 UNLABELLED = -100
+
+
+class BackboneStage(Stage):
+    """Classification of ground-truth segments from the backbone's features, averaged over each.
+
+    For backbones of random weights: it is several times cheaper than the warm-up, and what is in a segment is
+    learnt sooner than where it ends. Pretrained backbones need no such stage.
+    """
+
+    name: ClassVar[str] = "backbone"
+    backbone_prefixes = (BACKBONE_PREFIX,)
+    has_unused_parameters: ClassVar[bool] = True
+
+    def is_trainable(self, parameter_name: str) -> bool:
+        """Backbone, the pixel decoder's projections of its levels, and the semantic projector."""
+        return parameter_name.startswith((BACKBONE_PREFIX, *LEVEL_PREFIXES, "semantic_projector."))
+
+    def compute_loss(self, model: Any, batch: Batch, context: StageContext) -> dict[str, Tensor]:
+        """Cross-entropy averaged over segments, and the share of things and of stuff that is named right."""
+        labels = torch.cat(list(batch["class_labels"]))
+        logits = model.compute_segment_logits(
+            batch["pixel_values"], batch["mask_labels"], context.text_embeds, context.text_label_ids
+        )
+        loss = F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
+        is_right = logits.argmax(dim=1) == labels
+        thing_ids = torch.tensor(context.vocabulary.thing_label_ids, device=labels.device)
+        is_thing = torch.isin(labels, thing_ids)
+        return {
+            "loss": loss,
+            "thing_accuracy": (is_right & is_thing).sum() / is_thing.sum().clamp(min=1),
+            "stuff_accuracy": (is_right & ~is_thing).sum() / (~is_thing).sum().clamp(min=1),
+        }
 
 
 class WarmupStage(Stage):
@@ -182,8 +218,8 @@ def compute_segment_losses(
     return {"segment_class": torch.cat(class_losses).mean(), "segment_mask": torch.cat(mask_losses).mean()}
 
 
-CONCAT_STAGES: Mapping[str, type[Stage]] = {stage.name: stage for stage in (WarmupStage, SegmentorStage)}
-"""The stages by name, in the order of the recipe."""
+CONCAT_STAGES = (WarmupStage.name, SegmentorStage.name)
+"""The stages of the recipe, on a pretrained backbone; training from scratch begins with "backbone"."""
 
 
 def build_concat_transform(
@@ -213,7 +249,7 @@ def train_concat(
         model: trained in place.
         processor: of the same checkpoint; it gives the normalisation and the text embeddings.
         dataset: pictures with ground truth; its vocabulary says which labels are seen.
-        stages: arguments by stage name, "warmup", "segmentor" or both; they run in this order.
+        stages: arguments by stage name, some of "backbone", "warmup" and "segmentor"; they run in this order.
         transform: augmentation, such as :func:`build_concat_transform`.
         unseen: "drop_images" leaves out every picture with an unseen segment, as zero-shot panoptic
             segmentation asks; "ignore_pixels" keeps them and takes no mask from the unseen pixels:
@@ -232,8 +268,9 @@ def train_concat(
         ValueError: if a stage or ``unseen`` is unknown, seeds differ, or as for
             :func:`~zsseg.training.recipe.run_recipe`.
     """
-    if unknown := sorted(stages.keys() - CONCAT_STAGES.keys()):
-        raise ValueError(f"CONCAT has the stages {list(CONCAT_STAGES)}, got also {unknown}")
+    recipe = (BackboneStage(), WarmupStage(warmup_segment_weight), SegmentorStage())
+    if unknown := sorted(stages.keys() - {stage.name for stage in recipe}):
+        raise ValueError(f"CONCAT has the stages {[stage.name for stage in recipe]}, got also {unknown}")
     if unseen not in get_args(UnseenPolicy):
         raise ValueError(f"unseen must be one of {list(get_args(UnseenPolicy))}, got {unseen!r}")
     seeds = {arguments.seed for arguments in stages.values()}
@@ -246,7 +283,7 @@ def train_concat(
     image_processor = processor.image_processor
     steps = [
         RecipeStep(stage, stages[stage.name], evaluate if isinstance(stage, SegmentorStage) else None)
-        for stage in (WarmupStage(warmup_segment_weight), SegmentorStage())
+        for stage in recipe
         if stage.name in stages
     ]
     return run_recipe(

@@ -22,13 +22,15 @@ class PatchworkSteps:
     Attributes:
         clip: both towers of the CLIP.
         vision: its vision tower alone, the text tower locked.
+        backbone: the segmentor's backbone, naming given segments.
         warmup: the segmentor's dense warm-up.
         segmentor: the whole segmentor.
     """
 
     clip: int = 2000
     vision: int = 1800
-    warmup: int = 1200
+    backbone: int = 2400
+    warmup: int = 600
     segmentor: int = 3600
 
 
@@ -94,7 +96,7 @@ def train_patchwork(
             f"the segmentor needs Patchwork's CLIP, but there is no {clip_folder}: train or name one"
         )
     segmentor_stages = build_patchwork_stages(
-        output, warmup_steps=steps.warmup, steps=steps.segmentor, **shared
+        output, backbone_steps=steps.backbone, warmup_steps=steps.warmup, steps=steps.segmentor, **shared
     )
     is_resumed = resume and any(find_checkpoints(stage.output_dir) for stage in segmentor_stages.values())
     segmentor, segmentor_processor, segmentor_results = train_patchwork_concat(

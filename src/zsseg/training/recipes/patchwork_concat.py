@@ -88,22 +88,23 @@ def build_patchwork_concat(
 def build_patchwork_stages(
     output: Path,
     *,
-    warmup_steps: int = 1200,
+    backbone_steps: int = 2400,
+    warmup_steps: int = 600,
     steps: int = 3600,
     batch_size: int = 16,
     mixed_precision: MixedPrecision = "bf16",
     seed: int = 0,
     num_workers: int = 1,
 ) -> dict[str, TrainerArguments]:
-    """Dense warm-up, then the segmentor; rates for a small model from random weights, not PADing's."""
-    warmup = TrainerArguments(
-        output_dir=output / "warmup",
-        steps=warmup_steps,
+    """Arguments of all stages; rates for a small model from random weights, not PADing's."""
+    backbone = TrainerArguments(
+        output_dir=output / "backbone",
+        steps=backbone_steps,
         batch_size=batch_size,
         learning_rate=1.5e-3,
         backbone_learning_rate_multiplier=1.0,
         max_grad_norm=1.0,
-        warmup_steps=min(50, warmup_steps - 1),
+        warmup_steps=min(50, backbone_steps - 1),
         schedule="polynomial",
         mixed_precision=mixed_precision,
         seed=seed,
@@ -111,18 +112,24 @@ def build_patchwork_stages(
         keep_last_n=1,
         num_workers=num_workers,
     )
+    warmup = replace(
+        backbone,
+        output_dir=output / "warmup",
+        steps=warmup_steps,
+        learning_rate=1e-3,
+        warmup_steps=min(50, warmup_steps - 1),
+    )
     segmentor = replace(
         warmup,
         output_dir=output / "segmentor",
         steps=steps,
-        learning_rate=1e-3,
         warmup_steps=min(50, steps - 1),
         max_grad_norm=5.0,
         evaluate_every=600,
         save_every=100,
         metric_for_best="PQ",
     )
-    return {"warmup": warmup, "segmentor": segmentor}
+    return {"backbone": backbone, "warmup": warmup, "segmentor": segmentor}
 
 
 def train_patchwork_concat(
