@@ -123,7 +123,7 @@ def test_a_demo_replaces_a_demo_and_nothing_else(run, checkpoint, tmp_path):
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (("--preset", "brutal"), 2, "--preset must be one of easy, standard, hard, got 'brutal'"),
+        (("--preset", "brutal"), 1, "one of ['easy', 'standard', 'hard'], got 'brutal'"),
         (("--seed", "-1"), 2, "greater than or equal to 0"),
         (("--labels", " "), 2, "holds no label"),
         (("--labels", "plain disc, plain disc"), 2, "more than once"),

@@ -84,7 +84,7 @@ def test_the_table_shows_groups_and_the_control_beside_them(run, finding_checkpo
     [
         (("--preset", "brutal"), 1, "one of ['easy', 'standard', 'hard'], got 'brutal'"),
         (("--split", "B"), 1, 'split is "A" or "seed-N" with an integer N ≥ 0, got \'B\''),
-        (("--scenes", "0"), 2, "--scenes must be at least 1, got 0"),
+        (("--scenes", "0"), 1, "num_scenes must be at least 1, got 0"),
         (("--size", "31"), 1, "size must be at least 32, got 31"),
         (("--overlays", "2"), 2, "--overlays needs --output"),
     ],

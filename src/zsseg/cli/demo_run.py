@@ -38,6 +38,7 @@ class DemoRun:
 
     Raises:
         UsageError: if a label is empty or repeated, or there is none.
+        ValueError: if there is no such preset.
     """
 
     def __init__(self, preset: str, index: int, labels: str | None) -> None:
@@ -60,8 +61,8 @@ class DemoRun:
         _print_line("scene", _list_labels(self.example.target, self.world))
         if outsiders := [name for name in self.vocabulary.names if name not in self.world.names]:
             print_note(
-                f"no label of Patchwork: {', '.join(outsiders)}. They are looked for like any words, but the "
-                "packaged checkpoint knows Patchwork's words alone and cannot tell other words apart"
+                f"no label of Patchwork: {', '.join(outsiders)}. They are looked for like any words, but a "
+                "checkpoint trained on Patchwork alone, as the packaged one, cannot tell other words apart"
             )
 
     def segment(self, segmenter: Any) -> PanopticSegmentation:

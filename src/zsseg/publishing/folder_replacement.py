@@ -34,6 +34,6 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
                 )
             folder.rename(replaced)
         unfinished.rename(folder)
+        shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.rmtree(replaced, ignore_errors=True)

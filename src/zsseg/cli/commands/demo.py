@@ -8,7 +8,7 @@ import typer
 from zsseg.checkpoints import resolve_checkpoint
 from zsseg.cli.checkpoint_loading import load_pipeline
 from zsseg.cli.labels import LABELS_SYNTAX
-from zsseg.cli.messages import TracebackOption, UsageError, errors_in_one_line
+from zsseg.cli.messages import TracebackOption, errors_in_one_line
 from zsseg.cli.options import RESULT_PANEL, OptionalModelOption, OverwriteOption
 from zsseg.cli.output_folder import check_output_folder
 
@@ -78,10 +78,6 @@ def demo(
         holds_only_a_demo = output.is_dir() and {path.name for path in output.iterdir()} <= own_files
         # A demo may replace an earlier one without being asked.
         check_output_folder(output, overwrite=overwrite or holds_only_a_demo)
-        from zsseg.data.patchwork.presets import PRESETS
-
-        if preset not in PRESETS:
-            raise UsageError(f"--preset must be one of {', '.join(PRESETS)}, got {preset!r}")
         checkpoint = resolve_checkpoint(model)
         from zsseg.cli.demo_run import DemoRun
 

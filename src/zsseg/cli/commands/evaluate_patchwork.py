@@ -92,8 +92,6 @@ def evaluate_patchwork(
     Example: zsseg evaluate patchwork --model CHECKPOINT --shuffled-text
     """
     with errors_in_one_line(show_traceback=traceback):
-        if scenes < 1:
-            raise UsageError(f"--scenes must be at least 1, got {scenes}")
         if overlays and output is None:
             raise UsageError("--overlays needs --output, where the pictures go")
         if output is not None:

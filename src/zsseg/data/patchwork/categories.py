@@ -1,6 +1,5 @@
 """Patchwork's sixty categories: every thing is a surface on a shape, all stuff is a tone of a material."""
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 
@@ -37,9 +36,6 @@ PATCHWORK_CATEGORIES: tuple[PatchworkCategory, ...] = (
     *(PatchworkCategory(tone, material, False) for material in MATERIALS for tone in TONES),
 )
 """All categories by label id: 40 things, then 20 kinds of stuff."""
-
-PARENTS: Mapping[str, str] = {category.name: category.base for category in PATCHWORK_CATEGORIES}
-"""Label name → what it is a kind of: labels of one shape, or of one material, share their parent."""
 
 
 @cache

@@ -110,7 +110,7 @@ class PatchworkDataset:
         """What one would say of a scene of this data set.
 
         Args:
-            target: of :meth:`__getitem__`, or any with label ids of :attr:`vocabulary`.
+            target: of :meth:`__getitem__`.
         """
         return build_caption([self._world_label_ids[segment.label_id] for segment in target.segments])
 
