@@ -139,7 +139,7 @@ def test_the_packaged_clip_names_a_held_out_segment():
     from transformers import CLIPModel, CLIPProcessor
 
     from zsseg.data.patchwork.dataset import HELD_OUT_SEED, PatchworkDataset
-    from zsseg.training.recipes.patchwork_clip import evaluate_patchwork_clip
+    from zsseg.training.patchwork_clip_evaluation import evaluate_patchwork_clip
 
     folder = packaged("patchwork-clip")
     assert sum(path.stat().st_size for path in folder.iterdir()) <= 16_000_000

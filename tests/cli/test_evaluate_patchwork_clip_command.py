@@ -7,8 +7,9 @@ from transformers import CLIPConfig, CLIPModel
 
 from zsseg import checkpoints
 from zsseg.data.patchwork.dataset import HELD_OUT_SEED, PatchworkDataset
+from zsseg.training.patchwork_clip_evaluation import evaluate_patchwork_clip
 from zsseg.training.patchwork_clip_report import PatchworkClipReport
-from zsseg.training.recipes.patchwork_clip import build_patchwork_clip, evaluate_patchwork_clip
+from zsseg.training.recipes.patchwork_clip import build_patchwork_clip
 
 
 @pytest.fixture(scope="module")

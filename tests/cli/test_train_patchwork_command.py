@@ -1,7 +1,5 @@
 import pytest
 
-from zsseg.training.recipes.patchwork_clip import build_patchwork_clip
-
 TINY = ("--batch-size", 1, "--num-workers", 0, "--float32")
 ONE_STEP = sum(((f"--{stage}steps", 1) for stage in ("clip-", "vision-", "backbone-", "warmup-", "")), ())
 
@@ -31,8 +29,10 @@ def test_one_command_makes_both_models(run, tmp_path, monkeypatch):
             ("--part", "segmentor", "--clip", "/nowhere/clip"),
             "there is no checkpoint folder at /nowhere/clip",
         ),
-        (("--part", "segmentor"), "the segmentor needs Patchwork's CLIP, but there is no"),
+        (("--part", "segmentor"), "the segmentor needs Patchwork's CLIP, but there is none in"),
         (("--clip-steps", 0), "steps must be at least 1, got 0"),
+        (("--steps", 0), "steps must be at least 1, got 0"),
+        (("--split", "B"), 'a Patchwork split is "A" or "seed-N"'),
     ],
 )
 def test_bad_options_get_one_line(run, tmp_path, options, message):
@@ -43,12 +43,10 @@ def test_bad_options_get_one_line(run, tmp_path, options, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_an_unknown_split_is_named_before_anything_is_trained(run, tmp_path):
-    for part in build_patchwork_clip():
-        part.save_pretrained(tmp_path / "clip")
-    outcome = run(
-        *("train", "patchwork", "--part", "segmentor", "--clip", tmp_path / "clip"),
-        *("--output", tmp_path / "run", "--split", "B"),
-    )
+def test_what_is_in_the_way_of_a_later_stage_is_named_before_the_first_begins(run, tmp_path):
+    (tmp_path / "segmentor").mkdir()
+    (tmp_path / "segmentor" / "notes.txt").write_text("mine")
+    outcome = run("train", "patchwork", "--output", tmp_path)
     assert outcome.code == 1
-    assert 'a Patchwork split is "A" or "seed-N"' in outcome.stderr
+    assert "segmentor is not empty: resume its run" in " ".join(outcome.stderr.split())
+    assert [path.name for path in tmp_path.iterdir()] == ["segmentor"]

@@ -77,11 +77,9 @@ def claim_output_dir(output_dir: Path, *, overwrite: bool) -> None:
     Raises:
         FileExistsError: if it is not empty and may not be overwritten.
     """
-    if output_dir.is_dir() and any(output_dir.iterdir()):
-        if not overwrite:
-            raise FileExistsError(
-                f"{output_dir} is not empty: resume its run, allow overwriting, or choose another folder"
-            )
+    if not overwrite:
+        check_output_dir(output_dir)
+    if output_dir.is_dir():
         remove_temporary(output_dir)
         for path in (
             *find_checkpoints(output_dir).values(),
@@ -89,6 +87,18 @@ def claim_output_dir(output_dir: Path, *, overwrite: bool) -> None:
         ):
             _remove(path)
     output_dir.mkdir(parents=True, exist_ok=True)
+
+
+def check_output_dir(output_dir: Path) -> None:
+    """Refuse a folder in which an earlier run would be in the way.
+
+    Raises:
+        FileExistsError: if it is not empty.
+    """
+    if output_dir.is_dir() and any(output_dir.iterdir()):
+        raise FileExistsError(
+            f"{output_dir} is not empty: resume its run, allow overwriting, or choose another folder"
+        )
 
 
 def find_checkpoints(output_dir: Path) -> dict[int, Path]:

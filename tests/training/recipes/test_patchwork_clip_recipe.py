@@ -8,17 +8,20 @@ from PIL import Image
 
 from zsseg.data.patchwork.categories import PATCHWORK_CATEGORIES
 from zsseg.data.patchwork.dataset import PatchworkDataset
-from zsseg.training.recipes.patchwork_clip import (
+from zsseg.training.patchwork_clip_evaluation import (
     IMAGE_SIZE,
     MEAN_COLOR,
+    crop_segment,
+    evaluate_patchwork_clip,
+    normalise_crops,
+)
+from zsseg.training.recipes.patchwork_clip import (
     CaptionCollator,
     CaptionedScenes,
     PatchworkVisionStage,
     build_patchwork_clip,
     build_patchwork_clip_stages,
     build_patchwork_tokenizer,
-    crop_segment,
-    evaluate_patchwork_clip,
     train_patchwork_clip,
 )
 
@@ -90,7 +93,7 @@ def test_pixels_are_normalised_as_the_processor_does():
     _, processor = build_patchwork_clip()
     pixels = np.random.default_rng(0).integers(0, 256, (1, IMAGE_SIZE, IMAGE_SIZE, 3), dtype=np.uint8)
     expected = processor.image_processor(pixels[0], return_tensors="pt")["pixel_values"]
-    torch.testing.assert_close(CaptionCollator(processor).normalise(pixels), expected, atol=1e-5, rtol=0)
+    torch.testing.assert_close(normalise_crops(pixels, processor), expected, atol=1e-5, rtol=0)
 
 
 def test_an_untrained_clip_guesses():

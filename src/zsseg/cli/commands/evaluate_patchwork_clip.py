@@ -110,8 +110,8 @@ def _evaluate(folder: Path, dataset: "PatchworkDataset", command: str) -> "Patch
     from transformers import CLIPConfig, CLIPModel, CLIPProcessor
 
     from zsseg.models.base import load_whole
+    from zsseg.training.patchwork_clip_evaluation import IMAGE_SIZE, evaluate_patchwork_clip
     from zsseg.training.patchwork_clip_report import EvaluatedClip, PatchworkClipReport, build_confusion
-    from zsseg.training.recipes.patchwork_clip import IMAGE_SIZE, evaluate_patchwork_clip
 
     clip = load_whole(CLIPModel, folder, (CLIPConfig.model_type,))
     if (image_size := clip.config.vision_config.image_size) != IMAGE_SIZE:

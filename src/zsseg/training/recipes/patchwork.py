@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from zsseg.data.patchwork.splits import load_patchwork_split
 from zsseg.training.arguments import MixedPrecision
-from zsseg.training.checkpointing import find_checkpoints
+from zsseg.training.checkpointing import check_output_dir, find_checkpoints
 from zsseg.training.recipes.patchwork_clip import build_patchwork_clip_stages, train_patchwork_clip
 from zsseg.training.recipes.patchwork_concat import build_patchwork_stages, train_patchwork_concat
 
@@ -30,8 +31,8 @@ class PatchworkSteps:
     clip: int = 2000
     vision: int = 1800
     backbone: int = 2400
-    warmup: int = 600
-    segmentor: int = 3600
+    warmup: int = 500
+    segmentor: int = 4200
 
 
 def train_patchwork(
@@ -67,7 +68,8 @@ def train_patchwork(
         Whether every stage came to its end; an interrupted one saves no final model.
 
     Raises:
-        ValueError: if a part is unknown.
+        ValueError: if a part or the split is unknown, or a number of steps is too small.
+        FileExistsError: if a stage's folder is not empty and neither ``resume`` nor ``overwrite`` is given.
         FileNotFoundError: if the segmentor is to be trained and there is no CLIP.
         As :func:`~zsseg.training.recipe.run_recipe`.
     """
@@ -79,31 +81,54 @@ def train_patchwork(
         "mixed_precision": mixed_precision,
         "num_workers": num_workers,
     }
+    # Everything that can be wrong is found before the first long stage.
+    load_patchwork_split(split)
+    clip_stages = build_patchwork_clip_stages(
+        output, clip_steps=steps.clip, vision_steps=steps.vision, **shared
+    )
+    segmentor_stages = build_patchwork_stages(
+        output,
+        backbone_steps=steps.backbone,
+        warmup_steps=steps.warmup,
+        steps=steps.segmentor,
+        **shared,
+    )
+    stages = {
+        **(clip_stages if "clip" in parts else {}),
+        **(segmentor_stages if "segmentor" in parts else {}),
+    }
+    if not resume and not overwrite:
+        for stage in stages.values():
+            check_output_dir(stage.output_dir)
     clip_folder = output / CLIP_FOLDER if clip is None else clip
-    if "clip" in parts and not (resume and clip_folder.is_dir()):
-        stages = build_patchwork_clip_stages(
-            output, clip_steps=steps.clip, vision_steps=steps.vision, **shared
-        )
-        model, processor, results = train_patchwork_clip(stages, resume=resume, overwrite=overwrite)
+    if "clip" in parts and not (resume and _is_model(clip_folder)):
+        model, processor, results = train_patchwork_clip(clip_stages, resume=resume, overwrite=overwrite)
         if not all(result.is_complete for result in results.values()):
             return False
-        model.save_pretrained(clip_folder)
         processor.save_pretrained(clip_folder)
+        model.save_pretrained(clip_folder)
     if "segmentor" not in parts:
         return True
-    if not clip_folder.is_dir():
+    if not _is_model(clip_folder):
         raise FileNotFoundError(
-            f"the segmentor needs Patchwork's CLIP, but there is no {clip_folder}: train or name one"
+            f"the segmentor needs Patchwork's CLIP, but there is none in {clip_folder}: train or name one"
         )
-    segmentor_stages = build_patchwork_stages(
-        output, backbone_steps=steps.backbone, warmup_steps=steps.warmup, steps=steps.segmentor, **shared
-    )
     is_resumed = resume and any(find_checkpoints(stage.output_dir) for stage in segmentor_stages.values())
     segmentor, segmentor_processor, segmentor_results = train_patchwork_concat(
-        clip_folder, segmentor_stages, split=split, resume=is_resumed, overwrite=overwrite
+        clip_folder,
+        segmentor_stages,
+        split=split,
+        resume=is_resumed,
+        # A resumed run may find what a stage left that was killed before its first checkpoint.
+        overwrite=overwrite or (resume and not is_resumed),
     )
     if not all(result.is_complete for result in segmentor_results.values()):
         return False
     segmentor.save_pretrained(output / CHECKPOINT_FOLDER)
     segmentor_processor.save_pretrained(output / CHECKPOINT_FOLDER)
     return True
+
+
+def _is_model(folder: Path) -> bool:
+    """Whether a model was saved there; its weights are written last."""
+    return (folder / "model.safetensors").is_file()

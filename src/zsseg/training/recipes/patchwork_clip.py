@@ -17,33 +17,31 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processor
 from torch import Tensor
 from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProcessor, PreTrainedTokenizerFast
 
-from zsseg.data.examples import PanopticExample
 from zsseg.data.patchwork.captions import COUNT_WORDS, build_plural, describe_category
 from zsseg.data.patchwork.categories import MATERIALS, SHAPES, SURFACES, TONES
 from zsseg.data.patchwork.dataset import PatchworkDataset
 from zsseg.losses.contrastive import compute_image_text_contrastive_loss
-from zsseg.prompts import fill_prompts
-from zsseg.structures import SegmentInfo
 from zsseg.training.arguments import MixedPrecision, TrainerArguments
 from zsseg.training.checkpointing import find_checkpoints
+from zsseg.training.patchwork_clip_evaluation import (
+    IMAGE_SIZE,
+    MEAN_COLOR,
+    crop_segment,
+    evaluate_patchwork_clip,
+    normalise_crops,
+)
 from zsseg.training.recipe import RecipeStep, run_recipe
 from zsseg.training.stage import Batch, Stage
 from zsseg.training.trainer import TrainingResult
 
-IMAGE_SIZE = 64
 EMBED_DIM = 128
 CONTEXT_LENGTH = 40
 SPECIAL_TOKENS = ("[PAD]", "[BOS]", "[UNK]", "[EOS]")
 LARGEST_LOGIT_SCALE = 100.0
-MEAN_COLOR = (110, 110, 110)
-"""8-bit RGB about the mean of the world; fills what is masked out."""
-
 CLIP_SEED = 1
 VALIDATION_SEED = 2
 VALIDATION_SCENES = 100
 TRAINING_SCENES = 1_000_000
-
-CLIP_PROMPTS = ("{}", "a {}", "a photo of a {}")
 
 
 def build_patchwork_tokenizer() -> PreTrainedTokenizerFast:
@@ -114,18 +112,6 @@ def build_patchwork_clip(seed: int = 0) -> tuple[CLIPModel, CLIPProcessor]:
     return model, CLIPProcessor(image_processor, tokenizer)
 
 
-def crop_segment(example: PanopticExample, segment: SegmentInfo) -> Image.Image:
-    """One segment on plain ground: a square around its box, everything else masked out, resized for CLIP."""
-    x, y, width, height = segment.bbox
-    side = max(width, height)
-    left, top = x - (side - width) // 2, y - (side - height) // 2
-    pixels = np.full((side, side, 3), MEAN_COLOR, dtype=np.uint8)
-    mask = example.target.segment_ids[y : y + height, x : x + width] == segment.id
-    picture = np.asarray(example.image)[y : y + height, x : x + width]
-    pixels[y - top : y - top + height, x - left : x - left + width][mask] = picture[mask]
-    return Image.fromarray(pixels).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
-
-
 class CaptionedPicture(NamedTuple):
     """A picture of CLIP's size and what it shows."""
 
@@ -183,19 +169,13 @@ class CaptionCollator:
         index_by_caption = {caption: index for index, caption in enumerate(captions)}
         tokens = self.processor.tokenizer(captions, padding=True, return_tensors="pt")
         return {
-            "pixel_values": self.normalise(np.stack([picture.pixels for picture in pictures])),
+            "pixel_values": normalise_crops(
+                np.stack([picture.pixels for picture in pictures]), self.processor
+            ),
             "input_ids": tokens["input_ids"],
             "attention_mask": tokens["attention_mask"],
             "text_indices": torch.tensor([index_by_caption[picture.caption] for picture in pictures]),
         }
-
-    def normalise(self, pixels: NDArray[np.uint8]) -> Tensor:
-        """(B, H, W, 3) bytes of CLIP's size → (B, 3, H, W) floats."""
-        image_processor = self.processor.image_processor
-        mean, std = (
-            torch.tensor(values) for values in (image_processor.image_mean, image_processor.image_std)
-        )
-        return ((torch.from_numpy(pixels) / 255 - mean) / std).permute(0, 3, 1, 2).contiguous()
 
 
 class PatchworkClipStage(Stage):
@@ -228,52 +208,6 @@ class PatchworkVisionStage(PatchworkClipStage):
     def is_trainable(self, parameter_name: str) -> bool:
         """The vision tower, its projection and the temperature."""
         return parameter_name.startswith(("vision_model.", "visual_projection.", "logit_scale"))
-
-
-def evaluate_patchwork_clip(
-    model: CLIPModel, processor: CLIPProcessor, scenes: PatchworkDataset
-) -> tuple[dict[str, float], NDArray[np.int64]]:
-    """Name every ground-truth segment by itself, among all labels of the data set.
-
-    Args:
-        model: the CLIP.
-        processor: its processor.
-        scenes: labels and held-out scenes.
-
-    Returns:
-        Top-1 accuracies in [0, 1], "top1", "top1_seen" and "top1_unseen", each the mean over its labels that
-        occur; and the (K, K) counts by true and predicted label.
-    """
-    vocabulary = scenes.vocabulary
-    collator = CaptionCollator(processor)
-    prompts = [prompt for name in vocabulary.names for prompt in fill_prompts(name, CLIP_PROMPTS)]
-    confusion = np.zeros((len(vocabulary), len(vocabulary)), dtype=np.int64)
-    with torch.no_grad():
-        tokens = processor.tokenizer(prompts, padding=True, return_tensors="pt")
-        embeds = model.get_text_features(**tokens.to(model.device)).pooler_output
-        embeds = torch.nn.functional.normalize(embeds, dim=-1).view(len(vocabulary), len(CLIP_PROMPTS), -1)
-        text_embeds = torch.nn.functional.normalize(embeds.mean(dim=1), dim=-1)
-        for index in range(len(scenes)):
-            example = scenes[index]
-            crops = np.stack([np.asarray(crop_segment(example, s)) for s in example.target.segments])
-            image_embeds = model.get_image_features(collator.normalise(crops).to(model.device)).pooler_output
-            predicted = (image_embeds @ text_embeds.T).argmax(dim=-1).tolist()
-            for segment, label_id in zip(example.target.segments, predicted, strict=True):
-                confusion[segment.label_id, label_id] += 1
-    return _average_accuracies(confusion, vocabulary.seen_label_ids, vocabulary.unseen_label_ids), confusion
-
-
-def _average_accuracies(
-    confusion: NDArray[np.int64], seen: Sequence[int], unseen: Sequence[int]
-) -> dict[str, float]:
-    occurrences = confusion.sum(axis=1)
-    accuracies = np.where(occurrences > 0, confusion.diagonal() / np.maximum(occurrences, 1), np.nan)
-    groups: Mapping[str, Sequence[int]] = {
-        "top1": [*seen, *unseen],
-        "top1_seen": list(seen),
-        "top1_unseen": list(unseen),
-    }
-    return {name: float(np.nanmean(accuracies[list(ids)])) for name, ids in groups.items() if len(ids)}
 
 
 def build_patchwork_clip_stages(
@@ -341,6 +275,7 @@ def train_patchwork_clip(
         is_thinned = isinstance(stage, PatchworkVisionStage)
         if resume and not is_thinned and find_checkpoints(stages[PatchworkVisionStage.name].output_dir):
             continue
+        is_resumed = resume and bool(find_checkpoints(stages[stage.name].output_dir))
         results |= run_recipe(
             [
                 RecipeStep(
@@ -357,8 +292,9 @@ def train_patchwork_clip(
             ),
             collate=CaptionCollator(processor),
             data_setup={"world": "Patchwork standard, all categories" + is_thinned * ", thinned"},
-            resume=resume and bool(find_checkpoints(stages[stage.name].output_dir)),
-            overwrite=overwrite,
+            resume=is_resumed,
+            # A resumed run may find what a stage left that was killed before its first checkpoint.
+            overwrite=overwrite or (resume and not is_resumed),
             stream=stream,
         )
         if not results[stage.name].is_complete:

@@ -16,8 +16,9 @@ from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation, l
 from zsseg.models.concat.processing_concat import ConcatProcessor
 from zsseg.training.arguments import MixedPrecision, TrainerArguments
 from zsseg.training.evaluation import evaluate_model
+from zsseg.training.patchwork_clip_evaluation import CLIP_PROMPTS, MEAN_COLOR
 from zsseg.training.recipes.concat import train_concat
-from zsseg.training.recipes.patchwork_clip import CLIP_PROMPTS, MEAN_COLOR, TRAINING_SCENES, VALIDATION_SEED
+from zsseg.training.recipes.patchwork_clip import TRAINING_SCENES, VALIDATION_SEED
 from zsseg.training.trainer import TrainingResult
 
 SEGMENTOR_SEED = 3
@@ -89,8 +90,8 @@ def build_patchwork_stages(
     output: Path,
     *,
     backbone_steps: int = 2400,
-    warmup_steps: int = 600,
-    steps: int = 3600,
+    warmup_steps: int = 500,
+    steps: int = 4200,
     batch_size: int = 16,
     mixed_precision: MixedPrecision = "bf16",
     seed: int = 0,
@@ -125,7 +126,7 @@ def build_patchwork_stages(
         steps=steps,
         warmup_steps=min(50, steps - 1),
         max_grad_norm=5.0,
-        evaluate_every=600,
+        evaluate_every=700,
         save_every=100,
         metric_for_best="PQ",
     )
@@ -143,7 +144,7 @@ def train_patchwork_concat(
 ) -> tuple[ConcatForPanopticSegmentation, ConcatProcessor, dict[str, TrainingResult]]:
     """Train the segmentor on scenes that hold no unseen category, neither pixels nor names.
 
-    The best checkpoint is chosen on scenes of seen categories too: nothing unseen decides anything.
+    It is evaluated on such scenes too: nothing unseen decides anything.
 
     Args:
         clip: folder of Patchwork's CLIP; its text tower becomes part of the checkpoint and stays as it is.
@@ -159,7 +160,7 @@ def train_patchwork_concat(
     Raises:
         As :func:`~zsseg.training.recipes.concat.train_concat`.
     """
-    model, processor = build_patchwork_concat(clip)
+    model, processor = build_patchwork_concat(clip, next(iter(stages.values())).seed)
     validation = PatchworkDataset(
         seed=VALIDATION_SEED, num_scenes=VALIDATION_SCENES, split=split, categories="seen"
     )
