@@ -1,7 +1,8 @@
 import pytest
 
 TINY = ("--batch-size", 1, "--num-workers", 0, "--float32")
-ONE_STEP = sum(((f"--{stage}steps", 1) for stage in ("clip-", "vision-", "backbone-", "warmup-", "")), ())
+STAGES = ("clip-", "vision-", "backbone-", "deepened-", "warmup-", "")
+ONE_STEP = sum(((f"--{stage}steps", 1) for stage in STAGES), ())
 
 
 @pytest.mark.slow

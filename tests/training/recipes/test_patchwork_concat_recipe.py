@@ -12,8 +12,10 @@ from zsseg.training.recipes.concat import BackboneStage, WarmupStage, compute_se
 from zsseg.training.recipes.patchwork import PatchworkSteps, train_patchwork
 from zsseg.training.recipes.patchwork_clip import build_patchwork_clip
 from zsseg.training.recipes.patchwork_concat import (
+    SHALLOW_DEPTHS,
     build_patchwork_concat,
     build_patchwork_stages,
+    deepen_backbone,
     train_patchwork_concat,
 )
 from zsseg.training.stage import StageContext
@@ -53,6 +55,27 @@ def test_masks_are_predicted_on_half_of_the_side(untrained):
         outputs = model(**processor(images=scene.image, candidate_labels=["striped star", "zebra"]))
     assert outputs.masks_queries_logits.shape == (1, 24, 64, 64)
     assert outputs.class_queries_logits.shape == (1, 24, 3)
+
+
+def test_a_deepened_backbone_computes_the_same_until_it_learns(untrained):
+    model, _ = untrained
+    deeper = deepen_backbone(model, (3, 2, 4, 2, 1)).eval()
+    pixels = torch.randn(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.no_grad():
+        torch.testing.assert_close(
+            deeper.compute_pixel_embeds(pixels), model.eval().compute_pixel_embeds(pixels)
+        )
+    assert deeper.config.segmentor_config.backbone_config.depths == [3, 2, 4, 2, 1]
+    assert model.config.segmentor_config.backbone_config.depths == list(SHALLOW_DEPTHS)
+    added = {name for name, _ in deeper.named_parameters()} - {name for name, _ in model.named_parameters()}
+    scales = [deeper.get_parameter(name) for name in added if name.endswith("layer_scale_parameter")]
+    assert len(scales) == 3
+    deeper.compute_pixel_embeds(pixels).square().sum().backward()
+    assert all(scale.grad.abs().sum() > 0 for scale in scales)
+    with pytest.raises(ValueError, match="cannot be deepened"):
+        deepen_backbone(model, (1, 1, 3, 2, 1))
+    with pytest.raises(ValueError, match="cannot be deepened"):
+        deepen_backbone(model, (1, 2, 3, 2))
 
 
 def test_segment_losses_weigh_small_and_large_segments_alike(untrained):
@@ -127,7 +150,7 @@ def test_the_warm_up_teaches_pixels_to_draw_their_segments(clip):
     trained = [p for name, p in model.named_parameters() if stage.is_trainable(name)]
     optimizer = torch.optim.AdamW(trained, 1e-3)
     history = []
-    for _ in range(25):
+    for _ in range(12):
         losses = stage.compute_loss(model, batch, context)
         losses["loss"].backward()
         optimizer.step()
@@ -147,7 +170,14 @@ def test_training_meets_no_unseen_name(clip, tmp_path, monkeypatch):
 
     monkeypatch.setattr(ConcatProcessor, "encode_labels", listen)
     stages = build_patchwork_stages(
-        tmp_path, backbone_steps=1, warmup_steps=1, steps=1, batch_size=2, mixed_precision="no", num_workers=0
+        tmp_path,
+        backbone_steps=1,
+        deepened_steps=1,
+        warmup_steps=1,
+        steps=1,
+        batch_size=2,
+        mixed_precision="no",
+        num_workers=0,
     )
     stages = {name: replace(stage, evaluate_every=None) for name, stage in stages.items()}
     model, _, results = train_patchwork_concat(clip, stages, stream=io.StringIO())
@@ -159,7 +189,7 @@ def test_training_meets_no_unseen_name(clip, tmp_path, monkeypatch):
 
 
 def test_both_models_are_trained_and_saved_and_a_finished_run_resumes_to_itself(tmp_path):
-    steps = PatchworkSteps(clip=1, vision=1, backbone=1, warmup=1, segmentor=1)
+    steps = PatchworkSteps(clip=1, vision=1, backbone=1, deepened=1, warmup=1, segmentor=1)
     options = {"batch_size": 2, "mixed_precision": "no", "num_workers": 0}
     assert train_patchwork(tmp_path, steps, **options)
     first = ConcatForPanopticSegmentation.from_pretrained(tmp_path / "checkpoint")

@@ -38,18 +38,48 @@ SplitOption = Annotated[
     str, typer.Option("--split", metavar="NAME", help='Which names are unseen: "A" or "seed-N".')
 ]
 ClipStepsOption = Annotated[
-    int, typer.Option("--clip-steps", metavar="N", help="Steps of both towers together.")
+    int | None,
+    typer.Option(
+        "--clip-steps", metavar="N", help="Steps of both towers together.", show_default="as packaged"
+    ),
 ]
 VisionStepsOption = Annotated[
-    int, typer.Option("--vision-steps", metavar="N", help="Steps of the vision tower alone.")
+    int | None,
+    typer.Option(
+        "--vision-steps", metavar="N", help="Steps of the vision tower alone.", show_default="as packaged"
+    ),
 ]
 BackboneStepsOption = Annotated[
-    int, typer.Option("--backbone-steps", metavar="N", help="Steps of the segmentor's backbone alone.")
+    int | None,
+    typer.Option(
+        "--backbone-steps",
+        metavar="N",
+        help="Steps of the segmentor's backbone alone.",
+        show_default="as packaged",
+    ),
+]
+DeepenedStepsOption = Annotated[
+    int | None,
+    typer.Option(
+        "--deepened-steps",
+        metavar="N",
+        help="Steps of the same backbone with more blocks.",
+        show_default="as packaged",
+    ),
 ]
 WarmupStepsOption = Annotated[
-    int, typer.Option("--warmup-steps", metavar="N", help="Steps of the segmentor's dense warm-up.")
+    int | None,
+    typer.Option(
+        "--warmup-steps",
+        metavar="N",
+        help="Steps of the segmentor's dense warm-up.",
+        show_default="as packaged",
+    ),
 ]
-StepsOption = Annotated[int, typer.Option("--steps", metavar="N", help="Steps of the whole segmentor.")]
+StepsOption = Annotated[
+    int | None,
+    typer.Option("--steps", metavar="N", help="Steps of the whole segmentor.", show_default="as packaged"),
+]
 BatchSizeOption = Annotated[int, typer.Option("--batch-size", metavar="N", help="Scenes in one step.")]
 SeedOption = Annotated[int, typer.Option("--seed", metavar="N", help="Of weights and data order.")]
 FloatOption = Annotated[
@@ -71,11 +101,12 @@ def patchwork(
     part: PartOption = PatchworkPart.ALL,
     clip: ClipOption = None,
     split: SplitOption = "A",
-    clip_steps: ClipStepsOption = 2000,
-    vision_steps: VisionStepsOption = 1800,
-    backbone_steps: BackboneStepsOption = 2400,
-    warmup_steps: WarmupStepsOption = 500,
-    steps: StepsOption = 4200,
+    clip_steps: ClipStepsOption = None,
+    vision_steps: VisionStepsOption = None,
+    backbone_steps: BackboneStepsOption = None,
+    deepened_steps: DeepenedStepsOption = None,
+    warmup_steps: WarmupStepsOption = None,
+    steps: StepsOption = None,
     batch_size: BatchSizeOption = 16,
     seed: SeedOption = 0,
     float32: FloatOption = False,
@@ -103,9 +134,17 @@ def patchwork(
         from zsseg.training.recipes.patchwork import PatchworkSteps, train_patchwork
 
         quieten_transformers()
+        given = {
+            "clip": clip_steps,
+            "vision": vision_steps,
+            "backbone": backbone_steps,
+            "deepened": deepened_steps,
+            "warmup": warmup_steps,
+            "segmentor": steps,
+        }
         is_complete = train_patchwork(
             output,
-            PatchworkSteps(clip_steps, vision_steps, backbone_steps, warmup_steps, steps),
+            PatchworkSteps(**{name: number for name, number in given.items() if number is not None}),
             parts=("clip", "segmentor") if part is PatchworkPart.ALL else (part.value,),
             clip=clip,
             split=split,

@@ -7,7 +7,7 @@ from typing import Any
 
 from zsseg.data.patchwork.splits import load_patchwork_split
 from zsseg.training.arguments import MixedPrecision
-from zsseg.training.checkpointing import check_output_dir, find_checkpoints
+from zsseg.training.checkpointing import check_output_dir
 from zsseg.training.recipes.patchwork_clip import build_patchwork_clip_stages, train_patchwork_clip
 from zsseg.training.recipes.patchwork_concat import build_patchwork_stages, train_patchwork_concat
 
@@ -24,6 +24,7 @@ class PatchworkSteps:
         clip: both towers of the CLIP.
         vision: its vision tower alone, the text tower locked.
         backbone: the segmentor's backbone, naming given segments.
+        deepened: the same after blocks were added to it.
         warmup: the segmentor's dense warm-up.
         segmentor: the whole segmentor.
     """
@@ -31,8 +32,9 @@ class PatchworkSteps:
     clip: int = 2000
     vision: int = 1800
     backbone: int = 2400
-    warmup: int = 500
-    segmentor: int = 4200
+    deepened: int = 1000
+    warmup: int = 400
+    segmentor: int = 3000
 
 
 def train_patchwork(
@@ -89,6 +91,7 @@ def train_patchwork(
     segmentor_stages = build_patchwork_stages(
         output,
         backbone_steps=steps.backbone,
+        deepened_steps=steps.deepened,
         warmup_steps=steps.warmup,
         steps=steps.segmentor,
         **shared,
@@ -113,14 +116,8 @@ def train_patchwork(
         raise FileNotFoundError(
             f"the segmentor needs Patchwork's CLIP, but there is none in {clip_folder}: train or name one"
         )
-    is_resumed = resume and any(find_checkpoints(stage.output_dir) for stage in segmentor_stages.values())
     segmentor, segmentor_processor, segmentor_results = train_patchwork_concat(
-        clip_folder,
-        segmentor_stages,
-        split=split,
-        resume=is_resumed,
-        # A resumed run may find what a stage left that was killed before its first checkpoint.
-        overwrite=overwrite or (resume and not is_resumed),
+        clip_folder, segmentor_stages, split=split, resume=resume, overwrite=overwrite
     )
     if not all(result.is_complete for result in segmentor_results.values()):
         return False

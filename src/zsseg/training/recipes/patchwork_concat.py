@@ -1,6 +1,7 @@
 """CONCAT's segmentor on Patchwork: small enough to learn from random weights on a laptop's CPU."""
 
-from collections.abc import Mapping
+import copy
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TextIO
@@ -15,6 +16,7 @@ from zsseg.models.concat.image_processing_concat import ConcatImageProcessorPil
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation, load_text_tower
 from zsseg.models.concat.processing_concat import ConcatProcessor
 from zsseg.training.arguments import MixedPrecision, TrainerArguments
+from zsseg.training.checkpointing import find_checkpoints
 from zsseg.training.evaluation import evaluate_model
 from zsseg.training.patchwork_clip_evaluation import CLIP_PROMPTS, MEAN_COLOR
 from zsseg.training.recipes.concat import train_concat
@@ -26,10 +28,12 @@ VALIDATION_SCENES = 100
 WIDTH = 96
 FINE_WIDTH = 64
 BACKBONE_WIDTHS = (32, 64, 128, 192, 256)
+SHALLOW_DEPTHS = (1, 2, 3, 2, 1)
+DEPTHS = (4, 4, 3, 2, 1)
 
 
 def build_patchwork_concat(
-    clip: str | Path, seed: int = 0
+    clip: str | Path, seed: int = 0, depths: Sequence[int] = SHALLOW_DEPTHS
 ) -> tuple[ConcatForPanopticSegmentation, ConcatProcessor]:
     """An untrained segmentor of 3 M parameters with the text tower of a CLIP.
 
@@ -39,6 +43,7 @@ def build_patchwork_concat(
     Args:
         clip: folder of a CLIP, as ``train_patchwork_clip`` makes it.
         seed: of the random weights.
+        depths: blocks in each stage of the backbone.
     """
     text_tower = load_text_tower(str(clip))
     torch.manual_seed(seed)
@@ -51,7 +56,7 @@ def build_patchwork_concat(
                     "patch_size": 2,
                     "num_stages": len(BACKBONE_WIDTHS),
                     "hidden_sizes": list(BACKBONE_WIDTHS),
-                    "depths": [1, 2, 3, 2, 1],
+                    "depths": list(depths),
                     "out_features": stages,
                     # ConvNeXt's own 0.02 and 1e-6 suit wide nets and long training: here blocks would start
                     # as identities and stay so for hundreds of steps.
@@ -86,12 +91,42 @@ def build_patchwork_concat(
     return model, ConcatProcessor(image_processor, tokenizer, prompt_templates=CLIP_PROMPTS, threshold=0.5)
 
 
+def deepen_backbone(
+    model: ConcatForPanopticSegmentation, depths: Sequence[int] = DEPTHS
+) -> ConcatForPanopticSegmentation:
+    """The same function with more blocks in the stages of its ConvNeXt backbone.
+
+    New blocks come last in their stage and begin as identities (Net2Net, arXiv:1511.05641): what the shallow
+    backbone learnt in cheaper steps is kept.
+
+    Args:
+        model: with a ConvNeXt backbone.
+        depths: blocks in each stage, no fewer than it has.
+
+    Raises:
+        ValueError: if a stage would lose blocks, or there are more or fewer stages.
+    """
+    config = copy.deepcopy(model.config)
+    before = tuple(config.segmentor_config.backbone_config.depths)
+    if len(before) != len(depths) or any(new < old for new, old in zip(depths, before, strict=True)):
+        raise ValueError(f"a backbone of depths {before} cannot be deepened to {tuple(depths)}")
+    config.segmentor_config.backbone_config.depths = list(depths)
+    deeper = ConcatForPanopticSegmentation(config)
+    new_weights = deeper.load_state_dict(model.state_dict(), strict=False).missing_keys
+    with torch.no_grad():
+        for name in new_weights:
+            if name.endswith("layer_scale_parameter"):
+                deeper.get_parameter(name).zero_()
+    return deeper
+
+
 def build_patchwork_stages(
     output: Path,
     *,
-    backbone_steps: int = 2400,
-    warmup_steps: int = 500,
-    steps: int = 4200,
+    backbone_steps: int,
+    deepened_steps: int,
+    warmup_steps: int,
+    steps: int,
     batch_size: int = 16,
     mixed_precision: MixedPrecision = "bf16",
     seed: int = 0,
@@ -113,6 +148,13 @@ def build_patchwork_stages(
         keep_last_n=1,
         num_workers=num_workers,
     )
+    deepened = replace(
+        backbone,
+        output_dir=output / "deepened",
+        steps=deepened_steps,
+        learning_rate=1.2e-3,
+        warmup_steps=min(50, deepened_steps - 1),
+    )
     warmup = replace(
         backbone,
         output_dir=output / "warmup",
@@ -130,7 +172,7 @@ def build_patchwork_stages(
         save_every=100,
         metric_for_best="PQ",
     )
-    return {"backbone": backbone, "warmup": warmup, "segmentor": segmentor}
+    return {"backbone": backbone, "deepened": deepened, "warmup": warmup, "segmentor": segmentor}
 
 
 def train_patchwork_concat(
@@ -164,17 +206,31 @@ def train_patchwork_concat(
     validation = PatchworkDataset(
         seed=VALIDATION_SEED, num_scenes=VALIDATION_SCENES, split=split, categories="seen"
     )
-    results = train_concat(
-        model,
-        processor,
-        PatchworkDataset(seed=SEGMENTOR_SEED, num_scenes=TRAINING_SCENES, split=split, categories="seen"),
-        stages=stages,
-        transform=Compose(()),
-        unseen="drop_images",
-        warmup_segment_weight=1.0,
-        evaluate=lambda trained: evaluate_model(trained, processor, validation, task="panoptic"),
-        resume=resume,
-        overwrite=overwrite,
-        stream=stream,
-    )
+    scenes = PatchworkDataset(seed=SEGMENTOR_SEED, num_scenes=TRAINING_SCENES, split=split, categories="seen")
+    shallow = {"backbone": stages["backbone"]}
+    deep = {"backbone": stages["deepened"], "warmup": stages["warmup"], "segmentor": stages["segmentor"]}
+    results: dict[str, TrainingResult] = {}
+    for part in (shallow, deep):
+        has_begun = any(find_checkpoints(arguments.output_dir) for arguments in part.values())
+        if part is deep:
+            model = deepen_backbone(model)
+        elif resume and any(find_checkpoints(arguments.output_dir) for arguments in deep.values()):
+            continue
+        part_results = train_concat(
+            model,
+            processor,
+            scenes,
+            stages=part,
+            transform=Compose(()),
+            unseen="drop_images",
+            warmup_segment_weight=1.0,
+            evaluate=lambda trained: evaluate_model(trained, processor, validation, task="panoptic"),
+            resume=resume and has_begun,
+            # A resumed run may find what a stage left that was killed before its first checkpoint.
+            overwrite=overwrite or (resume and not has_begun),
+            stream=stream,
+        )
+        results |= {part[name].output_dir.name: result for name, result in part_results.items()}
+        if not all(result.is_complete for result in part_results.values()):
+            break
     return model, processor, results
