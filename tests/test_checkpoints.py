@@ -107,17 +107,10 @@ def test_a_pipeline_without_a_model_says_which_file_is_missing(installed):
         pipeline("zero-shot-panoptic-segmentation")
 
 
-needs_package = pytest.mark.skipif(
-    not PACKAGED_FOLDER.is_dir(), reason="the packaged checkpoint is not in the tree yet"
-)
-
-
-@needs_package
 def test_the_packaged_checkpoint_is_whole_and_small():
     assert sum(path.stat().st_size for path in packaged().iterdir()) <= 16_000_000
 
 
-@needs_package
 def test_the_packaged_checkpoint_segments_a_held_out_scene():
     from transformers import pipeline
 
@@ -134,7 +127,6 @@ def test_the_packaged_checkpoint_segments_a_held_out_scene():
     assert seen_stuff <= {record["label"] for record in found}
 
 
-@pytest.mark.skipif(not PACKAGED_CLIP_FOLDER.is_dir(), reason="the packaged CLIP is not in the tree yet")
 def test_the_packaged_clip_names_a_held_out_segment():
     from transformers import CLIPModel, CLIPProcessor
 

@@ -7,7 +7,6 @@ from PIL import Image
 
 from testing.tiny_models import build_clip_text_config, build_model, build_processor
 from zsseg import checkpoints
-from zsseg.checkpoints import PACKAGED_FOLDER
 from zsseg.cli.commands.demo import DEFAULT_SCENE
 from zsseg.data.patchwork.dataset import HELD_OUT_SEED, PatchworkDataset
 
@@ -154,7 +153,6 @@ def test_pictures_are_segmented_by_the_packaged_checkpoint_unless_another_is_nam
     assert read_json(tmp_path / "out" / "segments.json")["model"] == str(installed)
 
 
-@pytest.mark.skipif(not PACKAGED_FOLDER.is_dir(), reason="the packaged checkpoint is not in the tree yet")
 def test_the_real_demonstration_names_what_the_scene_shows(run, tmp_path):
     assert run("demo", "-o", tmp_path / "out").code == 0
     records = read_json(tmp_path / "out" / "segments.json")

@@ -5,7 +5,7 @@ import pytest
 from huggingface_hub import ModelCard
 
 from testing.patchwork_reports import build_clip_report
-from zsseg.checkpoints import PACKAGED_CLIP_FOLDER, PACKAGED_FOLDER, packaged
+from zsseg.checkpoints import packaged
 from zsseg.publishing.model_card import (
     CLIP_HEADLINE_FIGURES,
     HEADLINE_FIGURES,
@@ -110,7 +110,6 @@ def test_the_control_alone_is_no_card():
         build_patchwork_card(build_report(build_row(text="shuffled")))
 
 
-@pytest.mark.skipif(not PACKAGED_FOLDER.is_dir(), reason="the packaged checkpoint is not in the tree yet")
 def test_the_published_card_follows_from_the_packaged_evaluation():
     card = build_patchwork_card(PatchworkReport.load(packaged() / "evaluation.json"))
     assert (packaged() / "README.md").read_text(encoding="utf-8") == card
@@ -161,7 +160,6 @@ def test_the_front_matter_of_the_clip_is_what_the_hub_reads():
     ]
 
 
-@pytest.mark.skipif(not PACKAGED_CLIP_FOLDER.is_dir(), reason="the packaged CLIP is not in the tree yet")
 def test_the_published_card_of_the_clip_follows_from_the_packaged_evaluation():
     report = PatchworkClipReport.load(packaged("patchwork-clip") / "evaluation.json")
     card = build_patchwork_clip_card(report)

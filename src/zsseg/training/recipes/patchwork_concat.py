@@ -190,7 +190,7 @@ def train_patchwork_concat(
 
     Args:
         clip: folder of Patchwork's CLIP; its text tower becomes part of the checkpoint and stays as it is.
-        stages: as :func:`build_patchwork_stages` makes them, or some of them.
+        stages: as :func:`build_patchwork_stages` makes them.
         split: which names are unseen; see :func:`~zsseg.data.patchwork.splits.load_patchwork_split`.
         resume: go on where an earlier run of the same arguments stopped or was killed.
         overwrite: start anew in folders that hold a run.
