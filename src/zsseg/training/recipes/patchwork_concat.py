@@ -59,7 +59,7 @@ def build_patchwork_concat(
                     "depths": list(depths),
                     "out_features": stages,
                     # ConvNeXt's own 0.02 and 1e-6 suit wide nets and long training: here blocks would start
-                    # as identities and stay so for hundreds of steps.
+                    # as identities, and learn later.
                     "initializer_range": 0.1,
                     "layer_scale_init_value": 1.0,
                 },
