@@ -1,4 +1,4 @@
-"""Draws what training runs logged: one panel a figure, one line a run.
+"""Draws what training runs logged, one panel a figure, one line a run, and prints how long they took.
 
     python benchmarks/training_curves.py runs/patchwork/{clip,vision,warmup,segmentor} --output curves.png
 
@@ -27,6 +27,16 @@ def read_curve(run: Path, figure: str) -> tuple[list[int], list[float]]:
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
     points = [(record["step"], record[figure]) for record in records if figure in record]
     return [step for step, _ in points], [value for _, value in points]
+
+
+def describe_time(run: Path) -> str:
+    """Steps, seconds of each and minutes of all, as a row of a Markdown table."""
+    steps, seconds = read_curve(run, "seconds_per_step")
+    # Each record is the mean over the steps since the one before.
+    total = sum(
+        each * (step - before) for each, step, before in zip(seconds, steps, [0, *steps], strict=False)
+    )
+    return f"| `{run.name}` | {steps[-1]:,} | {total / steps[-1]:.2f} | {total / 60:.0f} |"
 
 
 def main() -> None:
@@ -61,7 +71,8 @@ def main() -> None:
             axis.set_yscale("log")
     plot.tight_layout()
     plot.savefig(arguments.output, dpi=80)
-    print(f"wrote {arguments.output}")
+    print("| stage | steps | seconds a step | minutes |\n|---|---:|---:|---:|")
+    print("\n".join(map(describe_time, arguments.runs)))
 
 
 if __name__ == "__main__":

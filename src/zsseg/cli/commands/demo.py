@@ -12,8 +12,8 @@ from zsseg.cli.messages import TracebackOption, errors_in_one_line
 from zsseg.cli.options import RESULT_PANEL, OptionalModelOption, OverwriteOption
 from zsseg.cli.output_folder import check_output_folder
 
-DEFAULT_SCENE = 0
-"""A scene with things and stuff of unseen names among others."""
+DEFAULT_SCENE = 8
+"""A scene with two things of unseen names."""
 
 OVERLAY_FILE = "overlay.png"
 SEGMENTS_FILE = "segments.json"
