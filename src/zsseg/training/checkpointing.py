@@ -220,10 +220,11 @@ def check_setup(
         for key in sorted((saved.keys() | current.keys()) - may_change)
         if saved.get(key) != current.get(key)
     ]
-    # A stage of the other kind, with words or without, already differs by its name.
+    # A stage without words wrote none; it already differs by its name.
+    has_embeds = (checkpoint / TRAINER_FOLDER / TEXT_EMBEDS_FILE).is_file()
     if (
         text_embeds is not None
-        and not differences
+        and has_embeds
         and not _are_close(_load(checkpoint, TEXT_EMBEDS_FILE), text_embeds)
     ):
         differences.append("text_embeds: other vectors for the labels (another text tower, prompts or file)")
