@@ -44,10 +44,11 @@ def test_bad_options_get_one_line(run, tmp_path, options, message):
     assert not (tmp_path / "run").exists()
 
 
-def test_what_is_in_the_way_of_a_later_stage_is_named_before_the_first_begins(run, tmp_path):
-    (tmp_path / "segmentor").mkdir()
-    (tmp_path / "segmentor" / "notes.txt").write_text("mine")
+@pytest.mark.parametrize("folder", ["segmentor", "patchwork-clip", "checkpoint"])
+def test_what_is_in_the_way_of_a_later_stage_is_named_before_the_first_begins(run, tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "notes.txt").write_text("mine")
     outcome = run("train", "patchwork", "--output", tmp_path)
     assert outcome.code == 1
-    assert "segmentor is not empty: resume its run" in " ".join(outcome.stderr.split())
-    assert [path.name for path in tmp_path.iterdir()] == ["segmentor"]
+    assert f"{folder} is not empty: resume its run" in " ".join(outcome.stderr.split())
+    assert [path.name for path in tmp_path.iterdir()] == [folder]

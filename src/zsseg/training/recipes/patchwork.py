@@ -71,7 +71,7 @@ def train_patchwork(
 
     Raises:
         ValueError: if a part or the split is unknown, or a number of steps is too small.
-        FileExistsError: if a stage's folder is not empty and neither ``resume`` nor ``overwrite`` is given.
+        FileExistsError: if a folder to be written is not empty, unless ``resume`` or ``overwrite`` is given.
         FileNotFoundError: if the segmentor is to be trained and there is no CLIP.
         As :func:`~zsseg.training.recipe.run_recipe`.
     """
@@ -96,13 +96,14 @@ def train_patchwork(
         steps=steps.segmentor,
         **shared,
     )
-    stages = {
-        **(clip_stages if "clip" in parts else {}),
-        **(segmentor_stages if "segmentor" in parts else {}),
+    folders = {
+        "clip": [*(stage.output_dir for stage in clip_stages.values()), output / CLIP_FOLDER],
+        "segmentor": [*(stage.output_dir for stage in segmentor_stages.values()), output / CHECKPOINT_FOLDER],
     }
     if not resume and not overwrite:
-        for stage in stages.values():
-            check_output_dir(stage.output_dir)
+        for part in parts:
+            for folder in folders[part]:
+                check_output_dir(folder)
     clip_folder = output / CLIP_FOLDER if clip is None else clip
     if "clip" in parts and not (resume and _is_model(clip_folder)):
         model, processor, results = train_patchwork_clip(clip_stages, resume=resume, overwrite=overwrite)
