@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import CLIPModel, CLIPProcessor
 
+from zsseg.data import segment_crops
 from zsseg.data.examples import PanopticExample
 from zsseg.data.patchwork.dataset import PatchworkDataset
 from zsseg.prompts import fill_prompts
@@ -27,15 +28,16 @@ training used, segments are still recognised more often with it than without."""
 
 
 def crop_segment(example: PanopticExample, segment: SegmentInfo) -> Image.Image:
-    """One segment on plain ground: a square around its box, everything else masked out, resized for CLIP."""
-    x, y, width, height = segment.bbox
-    side = max(width, height)
-    left, top = x - (side - width) // 2, y - (side - height) // 2
-    pixels = np.full((side, side, 3), MEAN_COLOR, dtype=np.uint8)
-    mask = example.target.segment_ids[y : y + height, x : x + width] == segment.id
-    picture = np.asarray(example.image)[y : y + height, x : x + width]
-    pixels[y - top : y - top + height, x - left : x - left + width][mask] = picture[mask]
-    return Image.fromarray(pixels).resize((IMAGE_SIZE, IMAGE_SIZE), Image.Resampling.BILINEAR)
+    """One segment on plain ground, in a square around its box, resized for CLIP."""
+    pixels = segment_crops.crop_segment(
+        np.asarray(example.image),
+        example.target.segment_ids,
+        segment,
+        size=IMAGE_SIZE,
+        fill_color=MEAN_COLOR,
+        mode="box",
+    )
+    return Image.fromarray(pixels)
 
 
 def normalise_crops(pixels: NDArray[np.uint8], processor: CLIPProcessor) -> Tensor:
