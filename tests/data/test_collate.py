@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -6,7 +8,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from zsseg.data.collate import PanopticCollator
-from zsseg.data.examples import PanopticExample, SegmentLabel, build_target
+from zsseg.data.examples import ClipTokens, PanopticExample, SegmentLabel, build_target
 from zsseg.vocabulary import Vocabulary
 
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -75,6 +77,28 @@ def test_stuff_labels_mapped_to_one_share_a_mask():
     assert batch["class_labels"][0].tolist() == [5]
     ids = torch.from_numpy(MIXED.target.segment_ids)
     assert torch.equal(batch["mask_labels"][0][0], torch.isin(ids, torch.tensor([1, 3, 5, 9])))
+
+
+def test_tokens_follow_the_masks():
+    tokens = {i: np.full(2, float(i), np.float32) for i in (1, 2, 3, 4, 5, 9)}
+    with_tokens = replace(MIXED, tokens=ClipTokens(np.array([7.0, 8.0], np.float32), tokens))
+    empty = make_example(np.zeros((3, 3)), {})
+    empty = replace(empty, tokens=ClipTokens(np.array([1.0, 2.0], np.float32), {}))
+    batch = PanopticCollator(MEAN, STD)([with_tokens, empty])
+    assert batch["image_tokens"].tolist() == [[7.0, 8.0], [1.0, 2.0]]
+    # As the masks: the sky of segments 1 and 9, car 2, the road of 3 and 5, car 4.
+    assert batch["segment_tokens"][0].tolist() == [[5.0, 5.0], [2.0, 2.0], [4.0, 4.0], [4.0, 4.0]]
+    assert batch["segment_tokens"][1].shape == (0, 2)
+    assert all(tensor.dtype == torch.float32 for tensor in (batch["image_tokens"], *batch["segment_tokens"]))
+    without_sky = PanopticCollator(MEAN, STD, label_id_by_vocabulary_id={0: 0, 1: 1})([with_tokens])
+    assert without_sky["segment_tokens"][0][:, 0].tolist() == [2.0, 4.0, 4.0]
+
+
+def test_tokens_of_all_examples_or_of_none():
+    with_tokens = replace(make_example(np.zeros((3, 3)), {}), tokens=ClipTokens(np.zeros(2, np.float32), {}))
+    assert "image_tokens" not in PanopticCollator(MEAN, STD)([MIXED, MIXED])
+    with pytest.raises(ValueError, match="1 of 2 examples have CLS tokens"):
+        PanopticCollator(MEAN, STD)([MIXED, with_tokens])
 
 
 def test_picture_without_segments():

@@ -51,10 +51,12 @@ class PanopticCollator:
             true on the picture; ``mask_labels`` B × (n, H, W) bool and ``class_labels`` B × (n,) int64, a
             thing segment or a stuff label each; ``label_mask`` (B, H, W) bool, false where the label is
             unknown (padding, void, crowds, labels that are not trained on); ``image_ids``;
-            ``original_sizes``, (height, width) before padding.
+            ``original_sizes``, (height, width) before padding. If the examples have tokens, also
+            ``image_tokens`` (B, D) float32 and ``segment_tokens`` B × (n, D) float32, one for each mask: a
+            mask of several stuff segments has the mean of their tokens.
 
         Raises:
-            ValueError: if there is no example.
+            ValueError: if there is no example, or some have tokens and others none.
         """
         import torch
 
@@ -68,10 +70,12 @@ class PanopticCollator:
         label_mask = np.zeros_like(pixel_mask)
         mask_labels: list[torch.Tensor] = []
         class_labels: list[torch.Tensor] = []
+        groups_by_example: list[list[list[int]]] = []
         for row, (example, (h, w)) in enumerate(zip(examples, sizes, strict=True)):
             pixel_values[row, :, :h, :w] = self._normalise(example)
             pixel_mask[row, :h, :w] = True
             groups, label_ids = self._group_segments(example.target)
+            groups_by_example.append(groups)
             masks = np.zeros((len(groups), height, width), dtype=np.bool_)
             for mask, ids in zip(masks, groups, strict=True):
                 _mark(example.target.segment_ids, ids, mask[:h, :w])
@@ -86,6 +90,7 @@ class PanopticCollator:
             "label_mask": torch.from_numpy(label_mask),
             "image_ids": [example.image_id for example in examples],
             "original_sizes": sizes,
+            **_collate_tokens(examples, groups_by_example),
         }
 
     def _round_up(self, length: int) -> int:
@@ -120,6 +125,32 @@ class PanopticCollator:
             groups.append([segment.id])
             label_ids.append(label_id)
         return groups, label_ids
+
+
+def _collate_tokens(
+    examples: Sequence[PanopticExample], groups_by_example: Sequence[list[list[int]]]
+) -> dict[str, Any]:
+    """``image_tokens`` and ``segment_tokens``, nothing if no example has tokens."""
+    import torch
+
+    tokens = [example.tokens for example in examples if example.tokens is not None]
+    if not tokens:
+        return {}
+    if len(tokens) < len(examples):
+        raise ValueError(
+            f"{len(tokens)} of {len(examples)} examples have CLS tokens: wrap every data set in a "
+            "ClipTokenDataset, or none"
+        )
+    segment_tokens = []
+    for example_tokens, groups in zip(tokens, groups_by_example, strict=True):
+        means = [np.mean([example_tokens.segments[i] for i in group], axis=0) for group in groups]
+        # In this shape without segments too.
+        rows = np.array(means, dtype=np.float32).reshape(-1, len(example_tokens.image))
+        segment_tokens.append(torch.from_numpy(rows))
+    return {
+        "image_tokens": torch.from_numpy(np.stack([example_tokens.image for example_tokens in tokens])),
+        "segment_tokens": segment_tokens,
+    }
 
 
 def _mark(segment_ids: NDArray[np.int32], ids: list[int], out: NDArray[np.bool_]) -> None:

@@ -16,6 +16,19 @@ IGNORE_INDEX = 255
 
 
 @dataclass(frozen=True, eq=False)
+class ClipTokens:
+    """What a CLIP says of a picture and of its segments, each in one vector of the joint space.
+
+    Attributes:
+        image: (D,) float32, CLS token of the complete picture.
+        segments: by segment id, (D,) float32, CLS token of the picture with all but the segment masked out.
+    """
+
+    image: NDArray[np.float32]
+    segments: Mapping[int, NDArray[np.float32]]
+
+
+@dataclass(frozen=True, eq=False)
 class PanopticExample:
     """A picture and its ground truth.
 
@@ -24,12 +37,18 @@ class PanopticExample:
         target: segments by label id of the data set's vocabulary; void where nothing is known.
         image_id: the data set's own id.
         file_name: the picture's file, relative to its folder.
+        tokens: of the picture before any transform; None without a teacher. Transforms pass them on as they
+            are.
+
+    Raises:
+        ValueError: if picture and target differ in size, or a segment other than a crowd has no token.
     """
 
     image: Image.Image
     target: PanopticSegmentation
     image_id: int | str
     file_name: str
+    tokens: ClipTokens | None = None
 
     def __post_init__(self) -> None:
         height, width = self.target.size
@@ -38,6 +57,13 @@ class PanopticExample:
                 f"{self.file_name}: the picture is {self.image.width}×{self.image.height} but its map is "
                 f"{width}×{height} (width×height); they must be of the same size"
             )
+        if self.tokens is not None:
+            segments = (segment for segment in self.target.segments if not segment.iscrowd)
+            if missing := [segment.id for segment in segments if segment.id not in self.tokens.segments]:
+                raise ValueError(
+                    f"{self.file_name}: segments {missing[:10]} have no token; every segment needs one, or "
+                    "the example none"
+                )
 
 
 class PanopticDataset(Protocol):

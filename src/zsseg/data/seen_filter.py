@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 
 import numpy as np
@@ -76,7 +77,7 @@ class UnseenIgnoredDataset:
     def __getitem__(self, index: int) -> PanopticExample:
         example = self.dataset[index]
         target = _void_labels(example.target, self._unseen)
-        return PanopticExample(example.image, target, example.image_id, example.file_name)
+        return replace(example, target=target)
 
     def label_ids(self, index: int) -> frozenset[int]:
         """The seen label ids present in one target."""
