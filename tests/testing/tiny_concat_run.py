@@ -23,7 +23,7 @@ from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.processing_concat import ConcatProcessor
 from zsseg.processing.precomputed_text_embeddings import PrecomputedTextEmbeddings
 from zsseg.training.arguments import TrainerArguments
-from zsseg.training.recipes.concat import SegmentorStage
+from zsseg.training.recipes.concat_segmentor import SegmentorStage
 from zsseg.training.stage import StageContext
 from zsseg.training.trainer import Trainer
 from zsseg.vocabulary import Vocabulary

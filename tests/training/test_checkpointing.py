@@ -21,7 +21,7 @@ from zsseg.training.checkpointing import (
     remove_temporary,
 )
 from zsseg.training.optimization import build_optimizer, prepare_trainable
-from zsseg.training.recipes.concat import SegmentorStage, WarmupStage
+from zsseg.training.recipes.concat_segmentor import SegmentorStage, WarmupStage
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +41,7 @@ def save(folder, model, state, *, keep_last_n=2, optimizer=None, setup=None):
     optimizer = optimizer or torch.optim.AdamW([{"params": list(model.parameters()), "names": ["all"]}])
     writer.begin(state)
     writer.write_rng_states(state, 0, model)
-    writer.write(state, model, build_processor(), optimizer, None)
+    writer.write(state, model, build_processor(), optimizer, None, {})
     return writer
 
 
@@ -148,7 +148,7 @@ def test_a_loss_scaler_is_saved_and_restored(tmp_path, model):
     optimizer = torch.optim.AdamW([{"params": list(model.parameters()), "names": ["all"]}])
     writer = CheckpointWriter(tmp_path, {}, torch.ones(1, 1), 1)
     writer.begin(state)
-    writer.write(state, model, build_processor(), optimizer, scaler)
+    writer.write(state, model, build_processor(), optimizer, scaler, {})
     checkpoint = writer.commit(state)
     restored = torch.amp.GradScaler("cpu", init_scale=2.0)
     load_optimizer(checkpoint, optimizer, restored)

@@ -12,7 +12,7 @@ from zsseg.training.optimization import (
     prepare_trainable,
     set_learning_rates,
 )
-from zsseg.training.recipes.concat import BACKBONE_PREFIX, SegmentorStage, WarmupStage
+from zsseg.training.recipes.concat_segmentor import BACKBONE_PREFIX, SegmentorStage, WarmupStage
 
 
 def build_arguments(**values):
@@ -128,3 +128,21 @@ def test_rates_are_set_relative_to_each_groups_own():
     set_learning_rates(optimizer, 0.5)
     set_learning_rates(optimizer, 0.1)
     assert sorted(group["lr"] for group in optimizer.param_groups) == pytest.approx([1e-5, 1e-4, 1e-4])
+
+
+def test_sgd_moves_by_rate_and_momentum():
+    model, stage = build_model(), SegmentorStage()
+    arguments = build_arguments(optimizer="sgd", momentum=0.5, weight_decay=0.0)
+    prepare_trainable(model, stage, arguments)
+    optimizer = build_optimizer(model, stage, arguments)
+    parameter = model.no_object_embedding
+    before = parameter.detach().clone()
+    for _ in range(2):
+        parameter.grad = torch.ones_like(parameter)
+        optimizer.step()
+    torch.testing.assert_close(parameter.detach(), before - 1e-3 * (1 + 1.5))
+
+
+def test_an_optimizer_that_is_not_there():
+    with pytest.raises(ValueError, match="optimizer must be one of"):
+        build_arguments(optimizer="adam")

@@ -21,7 +21,7 @@ from testing.tiny_concat_run import (
 from zsseg.training.checkpointing import CheckpointError, find_checkpoints, load_state
 from zsseg.training.interruption import SIGNALS, StopOnSignal, leave_signals_to_trainer
 from zsseg.training.optimization import freeze_batch_norm
-from zsseg.training.recipes.concat import SegmentorStage, WarmupStage
+from zsseg.training.recipes.concat_segmentor import SegmentorStage, WarmupStage
 from zsseg.training.trainer import TrainingDivergedError
 
 TIMINGS = ("seconds_per_step", "data_wait_fraction")

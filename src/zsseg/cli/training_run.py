@@ -22,11 +22,11 @@ from zsseg.training.checkpointing import CheckpointError
 from zsseg.training.evaluation import Task, evaluate_model
 from zsseg.training.recipes.concat import (
     CONCAT_STAGES,
-    SegmentorStage,
     UnseenPolicy,
     build_concat_transform,
     train_concat,
 )
+from zsseg.training.recipes.concat_segmentor import SegmentorStage
 from zsseg.training.trainer import Evaluate, TrainingDivergedError, TrainingResult
 
 CHECKPOINT_FOLDER = "checkpoint"

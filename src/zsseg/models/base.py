@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedConfig, PreTrainedModel
 from transformers.utils import ModelOutput
 
+from zsseg.losses.matching import Match
 from zsseg.processing.processing import HUB_ARGUMENTS
 
 
@@ -27,6 +28,7 @@ class ZeroShotSegmentationOutput(ModelOutput):
         pixel_embeds: (B, d, h, w) features that the masks are read from.
         valid_fractions: (B, 2) float32, the share of height and width that is picture; the rest is padding.
         losses: the parts of the loss by name, detached.
+        matches: with labels only: per image which queries were matched with which of its masks.
     """
 
     loss: Tensor | None = None
@@ -37,6 +39,7 @@ class ZeroShotSegmentationOutput(ModelOutput):
     pixel_embeds: Tensor | None = None
     valid_fractions: Tensor | None = None
     losses: dict[str, Tensor] | None = None
+    matches: list[Match] | None = None
 
 
 def compute_valid_fractions(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:

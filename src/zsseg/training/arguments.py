@@ -9,6 +9,7 @@ from typing import Any, Literal, get_args
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
 Schedule = Literal["milestones", "polynomial", "constant"]
+Optimizer = Literal["adamw", "sgd"]
 
 RESUME_MAY_CHANGE = frozenset(
     {"output_dir", "evaluate_every", "save_every", "keep_last_n", "log_every", "num_workers"}
@@ -25,7 +26,9 @@ class TrainerArguments:
         steps: optimizer steps of the whole stage.
         batch_size: images per device in one forward pass.
         gradient_accumulation_steps: forward passes per optimizer step.
-        learning_rate: peak learning rate of AdamW.
+        optimizer: "adamw", or "sgd" with ``momentum``.
+        momentum: of "sgd"; "adamw" has no use for it.
+        learning_rate: peak learning rate.
         backbone_learning_rate_multiplier: factor on ``learning_rate`` for the backbone; 0 freezes it.
         weight_decay: of weight matrices and kernels; norms, biases and embeddings are not decayed.
         max_grad_norm: the gradient's largest 2-norm over all parameters; None does not clip.
@@ -53,6 +56,8 @@ class TrainerArguments:
     steps: int
     batch_size: int = 16
     gradient_accumulation_steps: int = 1
+    optimizer: Optimizer = "adamw"
+    momentum: float = 0.9
     learning_rate: float = 1e-4
     backbone_learning_rate_multiplier: float = 0.1
     weight_decay: float = 0.05
@@ -81,13 +86,14 @@ class TrainerArguments:
         for name in ("evaluate_every", "save_every"):
             if getattr(self, name) is not None:
                 _check_integer(name, getattr(self, name), smallest=1)
-        for name in ("backbone_learning_rate_multiplier", "weight_decay"):
+        for name in ("backbone_learning_rate_multiplier", "weight_decay", "momentum"):
             _check_number(name, getattr(self, name), may_be_zero=True)
         for name in ("learning_rate", "gamma", "polynomial_power"):
             _check_number(name, getattr(self, name), may_be_zero=False)
         if self.max_grad_norm is not None:
             _check_number("max_grad_norm", self.max_grad_norm, may_be_zero=False)
         for name, allowed in (
+            ("optimizer", get_args(Optimizer)),
             ("schedule", get_args(Schedule)),
             ("mixed_precision", get_args(MixedPrecision)),
         ):

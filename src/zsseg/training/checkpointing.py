@@ -30,6 +30,7 @@ TENSORBOARD_FOLDER = "tensorboard"
 TRAINER_FOLDER = "trainer"
 TEMPORARY_PATTERNS = (".incomplete-*", ".replaced-*", ".dropped-*", ".link-*")
 TEXT_EMBEDS_FILE = "text_embeds.pt"
+STAGE_FILE = "stage.pt"
 TEXT_EMBEDS_TOLERANCE = 1e-3
 
 
@@ -159,6 +160,7 @@ class CheckpointWriter:
         processor: Saveable,
         optimizer: torch.optim.Optimizer,
         scaler: Any | None,
+        stage_state: Mapping[str, Tensor],
     ) -> None:
         """Write what one process writes for all: everything but the random states."""
         folder = self.temporary_folder(state)
@@ -169,6 +171,7 @@ class CheckpointWriter:
         torch.save(optimizer.state_dict(), trainer / "optimizer.pt")
         if scaler is not None:
             torch.save(scaler.state_dict(), trainer / "scaler.pt")
+        torch.save(dict(stage_state), trainer / STAGE_FILE)
         if self.text_embeds is not None:
             torch.save(self.text_embeds, trainer / TEXT_EMBEDS_FILE)
         _write_json(trainer / "setup.json", self.setup)
@@ -294,6 +297,12 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, scaler: A
     optimizer.load_state_dict(saved)
     if scaler is not None:
         scaler.load_state_dict(_load(checkpoint, "scaler.pt"))
+
+
+def load_stage_state(checkpoint: Path) -> dict[str, Tensor]:
+    """What the stage carried beside the model."""
+    state: dict[str, Tensor] = _load(checkpoint, STAGE_FILE)
+    return state
 
 
 def load_rng_states(checkpoint: Path, process_index: int, model: nn.Module) -> None:

@@ -108,9 +108,12 @@ def build_parameter_groups(
     return list(groups.values())
 
 
-def build_optimizer(model: nn.Module, stage: Stage, arguments: TrainerArguments) -> torch.optim.AdamW:
-    """AdamW over the stage's parameters."""
-    return torch.optim.AdamW(build_parameter_groups(model, stage, arguments))
+def build_optimizer(model: nn.Module, stage: Stage, arguments: TrainerArguments) -> torch.optim.Optimizer:
+    """The optimizer over the stage's parameters."""
+    groups = build_parameter_groups(model, stage, arguments)
+    if arguments.optimizer == "sgd":
+        return torch.optim.SGD(groups, momentum=arguments.momentum)
+    return torch.optim.AdamW(groups)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:

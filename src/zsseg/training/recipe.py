@@ -21,11 +21,13 @@ class RecipeStep:
         stage: what is trained and by which loss.
         arguments: sizes, rates, cadence, and the stage's own folder.
         evaluate: the model → numbers by name; None where the stage has nothing to evaluate.
+        dataset: examples of this stage; None takes the recipe's.
     """
 
     stage: Stage
     arguments: TrainerArguments
     evaluate: Evaluate | None = None
+    dataset: SizedDataset | None = None
 
 
 def run_recipe(
@@ -77,7 +79,7 @@ def run_recipe(
             model=model,
             stage=step.stage,
             context=context,
-            dataset=dataset,
+            dataset=dataset if step.dataset is None else step.dataset,
             collate=collate,
             processor=processor,
             arguments=step.arguments,

@@ -74,6 +74,13 @@ class Stage(ABC):
             context: a :class:`StageContext`, or None in a recipe that has none.
         """
 
+    def get_state(self) -> dict[str, Tensor]:
+        """What the stage carries from step to step beside the model, saved with every checkpoint."""
+        return {}
+
+    def set_state(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027 - most stages carry nothing
+        """Continue from a state of :meth:`get_state`."""
+
 
 class StageModule(nn.Module):
     """Model and stage as one module, so that autocast and distributed wrappers see a single forward."""

@@ -29,6 +29,7 @@ from zsseg.training.checkpointing import (
     load_model_weights,
     load_optimizer,
     load_rng_states,
+    load_stage_state,
     load_state,
     remove_temporary,
 )
@@ -161,6 +162,7 @@ class Trainer:
         if checkpoint is not None:
             load_optimizer(checkpoint, self.optimizer, accelerator.scaler)
             load_rng_states(checkpoint, accelerator.process_index, self.model)
+            self.stage.set_state(load_stage_state(checkpoint))
         with (
             StopOnSignal() as stop,
             RunLog(
@@ -371,7 +373,14 @@ class Trainer:
         accelerator.wait_for_everyone()
         self.writer.write_rng_states(self.state, accelerator.process_index, self.model)
         if accelerator.is_main_process:
-            self.writer.write(self.state, self.model, self.processor, self.optimizer, accelerator.scaler)
+            self.writer.write(
+                self.state,
+                self.model,
+                self.processor,
+                self.optimizer,
+                accelerator.scaler,
+                self.stage.get_state(),
+            )
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self.writer.commit(self.state)

@@ -17,13 +17,8 @@ from zsseg.training.arguments import TrainerArguments
 from zsseg.training.checkpointing import CheckpointError
 from zsseg.training.evaluation import evaluate_model
 from zsseg.training.recipe import run_recipe
-from zsseg.training.recipes.concat import (
-    UNLABELLED,
-    WarmupStage,
-    build_concat_transform,
-    build_label_maps,
-    train_concat,
-)
+from zsseg.training.recipes.concat import build_concat_transform, train_concat
+from zsseg.training.recipes.concat_segmentor import UNLABELLED, WarmupStage, build_label_maps
 from zsseg.training.stage import StageContext
 
 

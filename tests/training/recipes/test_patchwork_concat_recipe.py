@@ -8,7 +8,7 @@ from zsseg import ConcatForPanopticSegmentation, ConcatProcessor
 from zsseg.data.collate import PanopticCollator
 from zsseg.data.patchwork.dataset import PatchworkDataset
 from zsseg.data.patchwork.splits import SPLIT_A
-from zsseg.training.recipes.concat import BackboneStage, WarmupStage, compute_segment_losses
+from zsseg.training.recipes.concat_segmentor import BackboneStage, WarmupStage, compute_segment_losses
 from zsseg.training.recipes.patchwork import PatchworkSteps, train_patchwork
 from zsseg.training.recipes.patchwork_clip import build_patchwork_clip
 from zsseg.training.recipes.patchwork_concat import (
