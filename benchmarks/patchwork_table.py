@@ -37,7 +37,8 @@ def percent(row, *figures):
 
 
 def find_row(report, preset, text):
-    return next((row for row in report.rows if (row.preset, row.text) == (preset, text)), None)
+    setup = (preset, text, 0.0)
+    return next((row for row in report.rows if (row.preset, row.text, row.seen_penalty) == setup), None)
 
 
 def build_cells(report, preset):

@@ -105,9 +105,16 @@ def test_rows_of_two_splits_are_no_card():
         build_patchwork_card(build_report(build_row(), build_row(split="seed-3")))
 
 
-def test_the_control_alone_is_no_card():
-    with pytest.raises(ValueError, match="own names, got none"):
-        build_patchwork_card(build_report(build_row(text="shuffled")))
+def test_neither_the_control_nor_a_calibrated_figure_alone_is_a_card():
+    for row in (build_row(text="shuffled"), build_row(seen_penalty=1.0)):
+        with pytest.raises(ValueError, match="no calibration, got none"):
+            build_patchwork_card(build_report(row))
+
+
+def test_calibrated_figures_stand_by_themselves():
+    card = build_patchwork_card(build_report(build_row(), build_row(seen_penalty=1.5)))
+    assert "### standard, own names, seen labels lowered by 1.5" in card
+    assert card.count("type: hPQ") == 1
 
 
 def test_the_published_card_follows_from_the_packaged_evaluation():

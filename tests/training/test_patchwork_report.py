@@ -12,7 +12,7 @@ def test_a_report_is_read_as_it_was_written(tmp_path):
     content = json.loads((tmp_path / "results.json").read_text(encoding="utf-8"))
     assert list(content) == ["command", "machine", "model", "rows"]
     row = content["rows"][1]
-    assert list(row) == ["preset", "split", "scenes", "size", "seed", "text", *FIGURES]
+    assert list(row) == ["preset", "split", "scenes", "size", "seed", "text", "seen_penalty", *FIGURES]
     assert (row["text"], row["PQ"], row["PQ_unseen_stuff"], row["ms_per_image"]) == (
         "shuffled",
         0.01,

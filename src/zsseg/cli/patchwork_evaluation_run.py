@@ -25,7 +25,21 @@ from zsseg.training.patchwork_report import GROUPS, PatchworkReport, PatchworkRo
 
 FIGURES = ("PQ", "SQ", "RQ", "mIoU")
 SHUFFLED = "names shuffled"
-CSV_COLUMNS = ("preset", "text", "label", "kind", "training", "PQ", "SQ", "RQ", "TP", "FP", "FN", "IoU")
+CSV_COLUMNS = (
+    "preset",
+    "text",
+    "seen_penalty",
+    "label",
+    "kind",
+    "training",
+    "PQ",
+    "SQ",
+    "RQ",
+    "TP",
+    "FP",
+    "FN",
+    "IoU",
+)
 
 
 class PatchworkEvaluationRun:
@@ -39,6 +53,7 @@ class PatchworkEvaluationRun:
         size: their height and width in pixels.
         thresholds: by name; None for the checkpoint's own.
         shuffled_text: whether to measure the control with exchanged names too.
+        seen_penalty: calibration to measure too; 0 measures none.
 
     Raises:
         ValueError: if a preset, the split or the size is none of Patchwork.
@@ -54,6 +69,7 @@ class PatchworkEvaluationRun:
         size: int,
         thresholds: Mapping[str, Any],
         shuffled_text: bool,
+        seen_penalty: float = 0.0,
     ) -> None:
         self.model = model
         self.datasets = [
@@ -62,7 +78,13 @@ class PatchworkEvaluationRun:
         ]
         self.vocabulary = self.datasets[0].vocabulary
         self.thresholds = thresholds
-        self.texts: tuple[Text, ...] = ("own", "shuffled") if shuffled_text else ("own",)
+        self.seen_penalty = seen_penalty
+        # The first is the model as it is.
+        self.variants: list[tuple[Text, float]] = [("own", 0.0)]
+        if shuffled_text:
+            self.variants.append(("shuffled", 0.0))
+        if seen_penalty:
+            self.variants.append(("own", seen_penalty))
         self.scores: list[PatchworkScores] = []
 
     def print_setup(self, segmenter: Any) -> None:
@@ -91,10 +113,11 @@ class PatchworkEvaluationRun:
                     segmenter.processor,
                     dataset,
                     text=text,
-                    on_result=self._draw_into(output, dataset, overlays) if text == "own" else None,
+                    seen_penalty=penalty,
+                    on_result=self._draw_into(output, dataset, overlays) if is_first else None,
                     **self.thresholds,
                 )
-                for text in self.texts
+                for (text, penalty), is_first in zip(self.variants, (True, False, False), strict=False)
             ]
             self.scores += scores
             self._print_scores(scores)
@@ -132,8 +155,10 @@ class PatchworkEvaluationRun:
         for name, value in self.thresholds.items():
             if value is not None:
                 options += [f"--{name.replace('_', '-')}", value]
-        if "shuffled" in self.texts:
+        if ("shuffled", 0.0) in self.variants:
             options.append("--shuffled-text")
+        if self.seen_penalty:
+            options += ["--seen-penalty", self.seen_penalty]
         return shlex.join(["zsseg", "evaluate", "patchwork", *map(str, options)])
 
     def _draw_into(self, output: Path | None, dataset: PatchworkDataset, overlays: int) -> Any:
@@ -165,7 +190,7 @@ class PatchworkEvaluationRun:
             )
 
     def _build_table(self, rows: Sequence[PatchworkRow]) -> list[list[str]]:
-        own, *shuffled = rows
+        own, *others = rows
         members = group_label_ids(self.vocabulary)
         table = []
         for ending, metric_ending in GROUPS.items():
@@ -174,10 +199,15 @@ class PatchworkEvaluationRun:
             table.append([name, size, *(_percent(own, f"{figure}{ending}") for figure in FIGURES)])
             if ending == "_unseen":
                 table += [
-                    [f"unseen, {SHUFFLED}", size, *(_percent(row, f"{figure}_unseen") for figure in FIGURES)]
-                    for row in shuffled
+                    [
+                        f"unseen, {_describe(row)}",
+                        size,
+                        *(_percent(row, f"{figure}_unseen") for figure in FIGURES),
+                    ]
+                    for row in others
                 ]
-        for name, row in zip(("harmonic", f"harmonic, {SHUFFLED}"), rows, strict=False):
+        for row in rows:
+            name = "harmonic" if row.is_plain else f"harmonic, {_describe(row)}"
             table.append([name, "", _percent(row, "hPQ"), "", "", _percent(row, "hIoU")])
         return table
 
@@ -186,6 +216,7 @@ class PatchworkEvaluationRun:
             {
                 "preset": scores.row.preset,
                 "text": scores.row.text,
+                "seen_penalty": scores.row.seen_penalty,
                 "label": category.name,
                 "kind": "thing" if category.is_thing else "stuff",
                 "training": "seen" if category.is_seen else "unseen",
@@ -193,6 +224,10 @@ class PatchworkEvaluationRun:
             }
             for category in self.vocabulary
         ]
+
+
+def _describe(row: PatchworkRow) -> str:
+    return SHUFFLED if row.text == "shuffled" else f"calibrated by {row.seen_penalty:g}"
 
 
 def _percent(row: PatchworkRow, figure: str) -> str:

@@ -52,8 +52,10 @@ def build_patchwork_card(report: PatchworkReport) -> str:
         raise ValueError(
             f"a card is about the split trained on, got rows of {splits}: evaluate on that alone"
         )
-    if all(row.text != "own" for row in report.rows):
-        raise ValueError("a card needs figures with the labels' own names, got none: evaluate with them too")
+    if not any(row.is_plain for row in report.rows):
+        raise ValueError(
+            "a card needs figures with the labels' own names and no calibration, got none: evaluate so too"
+        )
     (split,) = splits
     vocabulary = build_patchwork_vocabulary(load_patchwork_split(split))
     unseen = [vocabulary[label_id] for label_id in vocabulary.unseen_label_ids]
@@ -140,9 +142,9 @@ def _build_front_matter(report: PatchworkReport) -> ModelCardData:
                 metric_value=round(100 * value, 1),
                 metric_name=f"{name}, percent",
             )
-            # The control with exchanged names is no result.
+            # Neither the control with exchanged names nor a calibrated figure is the model's result.
             for row in report.rows
-            if row.text == "own"
+            if row.is_plain
             for name in HEADLINE_FIGURES
             if (value := row.figures[name]) is not None
         ],
@@ -184,13 +186,12 @@ def _build_summary(rows: Sequence[PatchworkRow]) -> str:
     header = ("scenes", "names", *(_spell(name) for name in figures))
     return _build_table(
         header,
-        [(row.preset, row.text, *(_percent(row.figures[name]) for name in figures)) for row in rows],
+        [(row.preset, row.variant, *(_percent(row.figures[name]) for name in figures)) for row in rows],
         2,
     )
 
 
 def _build_row_section(row: PatchworkRow) -> str:
-    names = {"own": "own names", "shuffled": "unseen names exchanged"}[row.text]
     table = _build_table(
         ("%", *TABLE_FIGURES),
         [
@@ -203,7 +204,7 @@ def _build_row_section(row: PatchworkRow) -> str:
         f"{_spell(name)} {_percent(row.figures[name])}" for name in ("hPQ", "hIoU", "pixel_accuracy")
     )
     return (
-        f"### {row.preset}, {names}\n\n"
+        f"### {row.preset}, {row.variant}\n\n"
         f"{row.scenes} scenes of {row.size}×{row.size}, world {row.seed}, split {row.split}. "
         f"{single_figures} · {row.figures['ms_per_image']:.0f} ms an image\n\n{table}"
     )

@@ -16,6 +16,7 @@ from zsseg.data.examples import PanopticDataset, PanopticExample
 from zsseg.data.semantic_maps import convert_panoptic_to_semantic
 from zsseg.metrics import MeanIoU, PanopticQuality
 from zsseg.models.inference import compute_picture_outputs, encode_vocabulary
+from zsseg.postprocessing.query_logits import penalise_seen_labels
 from zsseg.processing.processing import ZeroShotSegmentationProcessor
 from zsseg.structures import PanopticSegmentation
 from zsseg.vocabulary import Vocabulary
@@ -104,6 +105,7 @@ def score_predictions(
     metrics: Mapping[Task, Metric],
     batch_size: int = 1,
     text_vocabulary: Vocabulary | None = None,
+    seen_penalty: float = 0.0,
     prompt_templates: Sequence[str] | None = None,
     threshold: float | None = None,
     mask_threshold: float | None = None,
@@ -122,6 +124,8 @@ def score_predictions(
         batch_size: images whose equal sizes share a forward pass; it does not change the results.
         text_vocabulary: K labels whose texts the model reads in place of the data set's K: text i stands for
             label i of the data set. None: its own.
+        seen_penalty: subtracted from the class logits of the seen labels; see
+            :func:`~zsseg.postprocessing.query_logits.penalise_seen_labels`.
         prompt_templates: instead of the checkpoint's own.
         threshold: panoptic only, as are the next two; None takes the checkpoint's own.
         mask_threshold: probability from which a pixel belongs to a mask.
@@ -163,6 +167,11 @@ def score_predictions(
             started = time.monotonic()
             pictures = [processor(images=example.image).to(model.device) for example in examples]
             outputs = compute_picture_outputs(model, pictures, **text_inputs)
+            if seen_penalty:
+                for output in outputs:
+                    output.class_queries_logits = penalise_seen_labels(
+                        output.class_queries_logits, vocabulary.seen_label_ids, seen_penalty
+                    )
             predictions: list[dict[Task, Prediction]] = [{} for _ in examples]
             finished = []
             for task in metrics:

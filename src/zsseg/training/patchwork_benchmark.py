@@ -47,6 +47,7 @@ def evaluate_patchwork(
     threshold: float | None = None,
     mask_threshold: float | None = None,
     overlap_mask_area_threshold: float | None = None,
+    seen_penalty: float = 0.0,
     progress: bool = True,
     on_result: Callable[[PanopticExample, PanopticSegmentation], None] | None = None,
 ) -> PatchworkScores:
@@ -61,6 +62,8 @@ def evaluate_patchwork(
         threshold: None takes the checkpoint's own, as for the next two.
         mask_threshold: probability from which a pixel belongs to a mask.
         overlap_mask_area_threshold: share of its own mask that a query must win.
+        seen_penalty: calibration of seen against unseen labels, as of
+            :func:`~zsseg.training.evaluation.score_predictions`.
         progress: show a bar on a terminal.
         on_result: called with every scene and its panoptic prediction.
 
@@ -93,6 +96,7 @@ def evaluate_patchwork(
         threshold=threshold,
         mask_threshold=mask_threshold,
         overlap_mask_area_threshold=overlap_mask_area_threshold,
+        seen_penalty=seen_penalty,
         progress=progress,
         on_result=take,
     )
@@ -107,6 +111,7 @@ def evaluate_patchwork(
         seed=dataset.seed,
         text=text,
         figures={name: None if math.isnan(value) else value for name, value in figures.items()},
+        seen_penalty=seen_penalty,
     )
     iou = semantic.compute_per_class()
     per_class = {name: {**each, "IoU": iou[name]} for name, each in panoptic.compute_per_class().items()}

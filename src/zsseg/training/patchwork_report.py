@@ -73,6 +73,7 @@ class PatchworkRow:
         text: "own", or "shuffled" where the unseen names stand for one another.
         figures: every name of ``FIGURES`` → a share in [0, 1], or milliseconds; None where no label of the
             group occurs.
+        seen_penalty: what the class logits of the seen labels were lowered by; 0 without calibration.
 
     Raises:
         ValueError: if a figure is missing, unknown or out of range.
@@ -85,6 +86,18 @@ class PatchworkRow:
     seed: int
     text: Text
     figures: Mapping[str, float | None]
+    seen_penalty: float = 0.0
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether these are figures of the model as it is: own names, no calibration."""
+        return self.text == "own" and self.seen_penalty == 0.0
+
+    @property
+    def variant(self) -> str:
+        """What sets the row apart from a plain one; the plain ones are "own names"."""
+        names = "own names" if self.text == "own" else "unseen names exchanged"
+        return names if not self.seen_penalty else f"{names}, seen labels lowered by {self.seen_penalty:g}"
 
     def __post_init__(self) -> None:
         if self.text not in get_args(Text):

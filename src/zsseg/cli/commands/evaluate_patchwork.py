@@ -55,6 +55,16 @@ ShuffledTextOption = Annotated[
         rich_help_panel=RESULT_PANEL,
     ),
 ]
+SeenPenaltyOption = Annotated[
+    float,
+    typer.Option(
+        "--seen-penalty",
+        metavar="X",
+        help="Once more with the class logits of seen labels lowered by X (calibrated stacking); such figures "
+        "stand by themselves.",
+        rich_help_panel=RESULT_PANEL,
+    ),
+]
 OutputOption = Annotated[
     Path | None,
     typer.Option(
@@ -79,6 +89,7 @@ def evaluate_patchwork(
     mask_threshold: MaskThresholdOption = None,
     overlap_mask_area_threshold: OverlapThresholdOption = None,
     shuffled_text: ShuffledTextOption = False,
+    seen_penalty: SeenPenaltyOption = 0.0,
     output: OutputOption = None,
     overlays: OverlaysOption = 0,
     overwrite: OverwriteOption = False,
@@ -110,6 +121,7 @@ def evaluate_patchwork(
                 "overlap_mask_area_threshold": overlap_mask_area_threshold,
             },
             shuffled_text=shuffled_text,
+            seen_penalty=seen_penalty,
         )
         segmenter = load_pipeline("panoptic", model, device=device)
         run.print_setup(segmenter)
