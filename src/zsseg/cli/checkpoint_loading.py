@@ -31,7 +31,7 @@ def load_pipeline(task: Task, model: str, *, device: str | None = None, dtype: s
     quieten_transformers()
     if device is not None:
         _check_device(device)
-    _check_family(model)
+    check_family(model)
     return pipeline(f"zero-shot-{task}-segmentation", model=model, device=device, dtype=dtype)
 
 
@@ -65,7 +65,13 @@ def quieten_transformers() -> None:
     logging.disable_progress_bar()
 
 
-def _check_family(model: str) -> None:
+def check_family(model: str) -> None:
+    """Refuse a checkpoint of other software.
+
+    Raises:
+        OSError: if the Hub does not have it or cannot be reached.
+        ValueError: if it is of another model type.
+    """
     from transformers import PreTrainedConfig
 
     try:

@@ -5,13 +5,14 @@ from typing import Annotated
 import typer
 
 from zsseg import __version__
+from zsseg.cli.commands.adapt import adapt
 from zsseg.cli.commands.demo import demo
 from zsseg.cli.commands.env import env
 from zsseg.cli.commands.evaluate import evaluate
 from zsseg.cli.commands.patchwork import patchwork
 from zsseg.cli.commands.segment import segment
 from zsseg.cli.commands.train import train
-from zsseg.cli.commands.train_patchwork import patchwork as train_patchwork
+from zsseg.cli.commands.train_patchwork_clip import patchwork_clip as train_patchwork_clip
 
 app = typer.Typer(
     name="zsseg",
@@ -24,8 +25,9 @@ app = typer.Typer(
 )
 app.command()(segment)
 app.add_typer(evaluate)
-train.command("patchwork")(train_patchwork)
+train.command("patchwork-clip")(train_patchwork_clip)
 app.add_typer(train)
+app.command()(adapt)
 app.add_typer(patchwork)
 app.command()(demo)
 app.command()(env)

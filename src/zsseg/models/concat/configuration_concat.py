@@ -23,9 +23,18 @@ class ConcatConfig(PreTrainedConfig):
         logit_scale: γ, the inverse temperature of the cosine logits.
         ignore_unknown_queries: in training, as of :class:`~zsseg.losses.set_criterion.SetCriterion`.
         no_object_std: standard deviation of the initial no-object embedding.
+        generator_type: what makes pseudo queries from text embeddings: ``"mlp"`` (trained by moment
+            matching), ``"cvae"`` or ``"primitives"`` (PADing's); None for a checkpoint without a generator.
+        generator_noise_dim: width of the noise that the generator draws.
+        generator_hidden_dim: width of its hidden layers.
+        generator_num_primitives: learned primitives of ``"primitives"``.
+        memory_size: stored real queries, against which the model adapts to new labels without an image.
+        known_labels: what it was trained on or adapted to, as typed: ``"car|automobile"`` has a synonym. They
+            are what adaptation keeps; prediction knows nothing of them.
+        known_stuff_labels: those of them that are stuff, by name.
 
-    ``logit_scale``, ``projector_layers`` and the learned no-object embedding are choices of ours where the
-    paper is silent.
+    ``logit_scale``, ``projector_layers``, the learned no-object embedding and the stored queries are choices
+    of ours where the paper is silent.
     """
 
     model_type = "zsseg-concat"
@@ -42,6 +51,13 @@ class ConcatConfig(PreTrainedConfig):
     logit_scale: float | int = 100.0
     ignore_unknown_queries: bool = False
     no_object_std: float = 0.02
+    generator_type: str | None = None
+    generator_noise_dim: int = 64
+    generator_hidden_dim: int = 128
+    generator_num_primitives: int = 400
+    memory_size: int = 0
+    known_labels: list[str] | tuple[str, ...] = ()
+    known_stuff_labels: list[str] | tuple[str, ...] = ()
 
     def __post_init__(self, **kwargs: Any) -> None:
         if not isinstance(self.segmentor_config, PreTrainedConfig):

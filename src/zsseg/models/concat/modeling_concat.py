@@ -32,7 +32,11 @@ from zsseg.models.base import (
     compute_valid_fractions,
     load_whole,
 )
+from zsseg.models.concat.adaptation_concat import AdaptationResult, UnionOptions, adapt_to_labels
 from zsseg.models.concat.configuration_concat import ConcatConfig
+from zsseg.models.concat.generator_concat import QueryGenerator, build_query_generator
+from zsseg.models.concat.query_memory import QueryMemory
+from zsseg.vocabulary import SYNONYM_SEPARATOR, Vocabulary
 
 
 class ConcatPreTrainedModel(ZeroShotSegmentationPreTrainedModel):
@@ -80,6 +84,10 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
                     f"{config.text_pooling!r}, but projection_dim is {config.projection_dim}: make them equal"
                 )
             self.text_model = build_text_tower(config.text_config)
+        self.generator = None if config.generator_type is None else self._build_generator()
+        self.memory = (
+            QueryMemory(config.memory_size, segmentor_config.hidden_dim) if config.memory_size else None
+        )
         self.criterion = SetCriterion(
             class_weight=segmentor_config.class_weight,
             mask_weight=segmentor_config.mask_weight,
@@ -134,7 +142,7 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
         semantic_embeds = self.semantic_projector(features.query_embeds[-1])
         class_logits = self.compute_class_logits(semantic_embeds, text_embeds, text_label_ids)
 
-        loss, losses = None, None
+        loss, losses, matches = None, None, None
         if mask_labels is not None and class_labels is not None:
             earlier_logits = [
                 self.compute_class_logits(self.semantic_projector(queries), text_embeds, text_label_ids)
@@ -143,7 +151,7 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
             criterion = self.criterion(
                 [*earlier_logits, class_logits], features.mask_logits, mask_labels, class_labels, label_mask
             )
-            loss, losses = criterion.loss, criterion.losses
+            loss, losses, matches = criterion.loss, criterion.losses, criterion.matches
 
         return ZeroShotSegmentationOutput(
             loss=loss,
@@ -154,6 +162,7 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
             pixel_embeds=features.pixel_embeds,
             valid_fractions=compute_valid_fractions(pixel_values, pixel_mask),
             losses=losses,
+            matches=matches,
         )
 
     def compute_class_logits(
@@ -267,6 +276,112 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
             )
         mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
         return self.text_bank.encode(self.text_model, input_ids, mask, self.config.text_pooling)
+
+    def attach_generator(
+        self,
+        generator_type: str = "mlp",
+        *,
+        noise_dim: int = 64,
+        hidden_dim: int = 128,
+        num_primitives: int = 400,
+    ) -> None:
+        """Give the model a query generator of random weights, in place of one it may have.
+
+        Args:
+            generator_type: ``"mlp"``, ``"cvae"`` or ``"primitives"``.
+            noise_dim: width of the noise it draws.
+            hidden_dim: width of its hidden layers.
+            num_primitives: learned primitives of ``"primitives"``.
+
+        Raises:
+            ValueError: if the type is unknown.
+        """
+        self.config.generator_type = generator_type
+        self.config.generator_noise_dim = noise_dim
+        self.config.generator_hidden_dim = hidden_dim
+        self.config.generator_num_primitives = num_primitives
+        self.generator = self._build_generator().to(self.device)
+
+    def _build_generator(self) -> QueryGenerator:
+        config = self.config
+        return build_query_generator(
+            config.generator_type,
+            embed_dim=config.projection_dim,
+            query_dim=config.segmentor_config.hidden_dim,
+            noise_dim=config.generator_noise_dim,
+            hidden_dim=config.generator_hidden_dim,
+            num_primitives=config.generator_num_primitives,
+        )
+
+    def remember(self, queries: Tensor, label_ids: Tensor, vocabulary: Vocabulary) -> None:
+        """Store real queries and the labels they are of; :meth:`adapt` needs them.
+
+        Args:
+            queries: (N, d), such as :func:`~zsseg.models.concat.query_memory.sample_queries` draws.
+            label_ids: (N,) int64 into ``vocabulary``, -1 for queries that contain no segment.
+            vocabulary: all labels that the model was trained on, those without queries too.
+
+        Raises:
+            ValueError: if shapes do not fit, or a label id is outside the vocabulary.
+        """
+        width = self.config.segmentor_config.hidden_dim
+        if queries.ndim != 2 or queries.shape[1] != width or label_ids.shape != queries.shape[:1]:
+            raise ValueError(
+                f"queries must be (N, {width}) and label_ids (N,), got {tuple(queries.shape)} and "
+                f"{tuple(label_ids.shape)}"
+            )
+        if len(label_ids) and not -1 <= int(label_ids.min()) <= int(label_ids.max()) < len(vocabulary):
+            raise ValueError(f"label_ids must lie in [-1, {len(vocabulary)}), got {label_ids.unique()}")
+        self.memory = QueryMemory(len(queries), width).to(self.device)
+        self.memory.queries.copy_(queries)
+        self.memory.label_ids.copy_(label_ids)
+        self.config.memory_size = len(queries)
+        self.config.known_labels = [SYNONYM_SEPARATOR.join(category.texts) for category in vocabulary]
+        self.config.known_stuff_labels = [category.name for category in vocabulary if not category.is_thing]
+
+    def adapt(
+        self,
+        processor: Any,
+        candidate_labels: Sequence[str],
+        *,
+        stuff_labels: Sequence[str] = (),
+        steps: int = 300,
+        options: UnionOptions | None = None,
+        seed: int = 0,
+        progress: bool = True,
+    ) -> AdaptationResult:
+        """Learn new labels from their names alone, without an image (arXiv:2402.13697, Sec. 3).
+
+        The generator makes pseudo queries of the new labels; the semantic projector and the no-object
+        embedding learn them together with the stored real queries of the known labels. Every other weight
+        stays as it is, to the last bit. Save the model to keep the result.
+
+        Args:
+            processor: of the same checkpoint.
+            candidate_labels: the new labels; ``"car|automobile"`` has a synonym.
+            stuff_labels: those of them that are stuff.
+            steps: optimizer steps.
+            options: how pseudo queries are drawn and weighed.
+            seed: of the draws.
+            progress: show a bar on a terminal.
+
+        Returns:
+            What changed.
+
+        Raises:
+            ValueError: if the checkpoint holds no generator or no stored queries, there is no new label, one
+                is already known, or the tokenizer cannot read one or tell it from another.
+        """
+        return adapt_to_labels(
+            self,
+            processor,
+            candidate_labels,
+            stuff_labels=stuff_labels,
+            steps=steps,
+            options=options,
+            seed=seed,
+            progress=progress,
+        )
 
     def _resolve_text_embeds(
         self, text_embeds: Tensor | None, input_ids: Any, attention_mask: Tensor | None

@@ -1,0 +1,267 @@
+"""What each part of CONCAT adds on Patchwork, all from one segmentor; mean and deviation over seeds.
+
+    python benchmarks/concat_ablation.py --start runs/patchwork/segmentor/last --output runs/ablation
+
+START is a segmentor trained on the split by projection alone: the folder ``segmentor/last`` of a run of
+`zsseg train concat --recipe patchwork`. Rows of stage 1 go on from it for the same number of steps on the
+same scenes; rows of the later stages go on from a row of stage 1 of the same seed. Every row is scored on
+the 500 held-out standard scenes of `zsseg evaluate patchwork`. A stopped run goes on where it was; ``--rows``
+runs some rows alone.
+"""
+
+import argparse
+import csv
+import json
+import shutil
+import statistics
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from zsseg import ConcatForPanopticSegmentation, ConcatProcessor
+from zsseg.data.patchwork.dataset import HELD_OUT_SEED, PatchworkDataset
+from zsseg.data.transforms import Compose
+from zsseg.models.concat.adaptation_concat import UnionOptions
+from zsseg.training.patchwork_benchmark import evaluate_patchwork
+from zsseg.training.recipes.concat import train_concat
+from zsseg.training.recipes.concat_segmentor import AlignmentOptions, SegmentorStage
+from zsseg.training.recipes.concat_transition import TransitionOptions
+from zsseg.training.recipes.patchwork_concat import SEGMENTOR_SEED
+from zsseg.training.recipes.patchwork_transition import (
+    build_patchwork_alignment_arguments,
+    build_patchwork_transition_stages,
+    select_unseen_names,
+    train_patchwork_alignment,
+    train_patchwork_transition,
+)
+
+HELD_OUT_SCENES = 500
+FIGURES = ("PQ", "PQ_seen", "PQ_unseen", "PQ_unseen_things", "PQ_unseen_stuff", "hPQ", "mIoU", "hIoU")
+PROJECTION = "projection only"
+CON = "+ CON"
+PADING = TransitionOptions(
+    generator_type="primitives",
+    hidden_dim=384,
+    moments="pooled",
+    contrast_weight=0.0,
+    cycle_weight=0.001,
+    unseen_cycle_weight=0.001,
+    queries_per_label=None,
+    memory_size=0,
+)
+GMM = TransitionOptions(contrast_weight=0.0, cycle_weight=0.0, unseen_cycle_weight=0.0, memory_size=0)
+QC = replace(GMM, contrast_weight=TransitionOptions().contrast_weight)
+CYCLE = replace(TransitionOptions(), memory_size=0)
+
+
+@dataclass(frozen=True)
+class Stage1Row:
+    """A row of stage 1; no alignment is the projection alone."""
+
+    alignment: AlignmentOptions | None
+
+
+@dataclass(frozen=True)
+class TransitionRow:
+    """A row of stages 2 and 3 on a row of stage 1.
+
+    Attributes:
+        base: name of that row.
+        options: of the generator.
+        union: of union fine-tuning.
+        by_names: the generator never learns of the unseen names; the finished checkpoint adapts to them.
+    """
+
+    base: str
+    options: TransitionOptions
+    union: UnionOptions = field(default_factory=UnionOptions)
+    by_names: bool = False
+
+
+ROWS: Mapping[str, Stage1Row | TransitionRow] = {
+    PROJECTION: Stage1Row(None),
+    "+ CGA": Stage1Row(AlignmentOptions(instance_weight=0.0)),
+    "+ CIA": Stage1Row(AlignmentOptions(global_weight=0.0)),
+    CON: Stage1Row(AlignmentOptions()),
+    "+ CON, bank 0": Stage1Row(AlignmentOptions(bank_size=0)),
+    "+ CON, bank 8": Stage1Row(AlignmentOptions(bank_size=8)),
+    "+ CON, bank 64": Stage1Row(AlignmentOptions(bank_size=64)),
+    "+ CON, bank 256": Stage1Row(AlignmentOptions(bank_size=256)),
+    "PADing": TransitionRow(
+        PROJECTION, PADING, UnionOptions(labels_per_step=5, queries_per_label=1, noise_scale=1.0)
+    ),
+    "PADing's generator": TransitionRow(PROJECTION, PADING),
+    "GMM pooled": TransitionRow(PROJECTION, replace(GMM, moments="pooled", queries_per_label=None)),
+    "GMM": TransitionRow(PROJECTION, GMM),
+    "GMM + QC": TransitionRow(PROJECTION, QC),
+    "GMM + QC + cycle": TransitionRow(PROJECTION, CYCLE),
+    "CONCAT": TransitionRow(CON, CYCLE),
+    "CONCAT, CVAE": TransitionRow(CON, replace(CYCLE, generator_type="cvae")),
+    "CONCAT, by names": TransitionRow(CON, TransitionOptions(), by_names=True),
+}
+
+
+def load(folder: Path) -> tuple[ConcatForPanopticSegmentation, ConcatProcessor]:
+    return ConcatForPanopticSegmentation.from_pretrained(folder), ConcatProcessor.from_pretrained(folder)
+
+
+def train_stage1(row: Stage1Row, folder: Path, arguments: argparse.Namespace, seed: int) -> Path:
+    """Train a row of stage 1; the checkpoint's folder."""
+    checkpoint = folder / "checkpoint"
+    if checkpoint.is_dir():
+        return checkpoint
+    model, processor = load(arguments.start)
+    stage_arguments = build_patchwork_alignment_arguments(folder, steps=arguments.steps, seed=seed)
+    resume = (stage_arguments.output_dir / "last").exists()
+    if row.alignment is None:
+        scenes = PatchworkDataset(
+            seed=SEGMENTOR_SEED,
+            num_scenes=stage_arguments.steps * stage_arguments.batch_size,
+            split=arguments.split,
+            categories="seen",
+        )
+        train_concat(
+            model,
+            processor,
+            scenes,
+            stages={SegmentorStage.name: stage_arguments},
+            transform=Compose(()),
+            unseen="drop_images",
+            resume=resume,
+            overwrite=not resume,
+        )
+    else:
+        train_patchwork_alignment(
+            model,
+            processor,
+            arguments.clip,
+            stage_arguments,
+            token_folder=arguments.output / "clip-tokens",
+            split=arguments.split,
+            alignment=row.alignment,
+            resume=resume,
+            overwrite=not resume,
+        )
+    save(model, processor, checkpoint)
+    shutil.rmtree(stage_arguments.output_dir)
+    return checkpoint
+
+
+def save(model: ConcatForPanopticSegmentation, processor: ConcatProcessor, folder: Path) -> None:
+    """The folder appears whole or not at all."""
+    part = folder.with_name(f".{folder.name}.incomplete")
+    shutil.rmtree(part, ignore_errors=True)
+    model.save_pretrained(part)
+    processor.save_pretrained(part)
+    part.rename(folder)
+
+
+def build_row(
+    name: str, arguments: argparse.Namespace, seed: int
+) -> tuple[ConcatForPanopticSegmentation, ConcatProcessor]:
+    """The trained model of a row."""
+    row = ROWS[name]
+    base = name if isinstance(row, Stage1Row) else row.base
+    base_folder = arguments.output / f"{slug(base)}-{seed}"
+    checkpoint = train_stage1(ROWS[base], base_folder, arguments, seed)
+    model, processor = load(checkpoint)
+    if isinstance(row, TransitionRow):
+        folder = arguments.output / f"{slug(name)}-{seed}"
+        stages = build_patchwork_transition_stages(
+            folder,
+            generator_steps=arguments.generator_steps,
+            union_steps=arguments.union_steps,
+            seed=seed,
+        )
+        train_patchwork_transition(
+            model,
+            processor,
+            stages,
+            query_folder=base_folder / "queries",
+            split=arguments.split,
+            setting="inductive" if row.by_names else "transductive",
+            options=row.options,
+            union_options=row.union,
+            overwrite=True,
+        )
+        if row.by_names:
+            unseen = select_unseen_names(arguments.split)
+            stuff = [category.name for category in unseen if not category.is_thing]
+            result = model.adapt(processor, unseen.names, stuff_labels=stuff, seed=seed)
+            print(f"adapted in {result.seconds:.1f} s")
+        shutil.rmtree(folder)
+    return model, processor
+
+
+def slug(name: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-")
+
+
+def score(
+    model: ConcatForPanopticSegmentation, processor: ConcatProcessor, arguments: argparse.Namespace
+) -> dict[str, float]:
+    scenes = PatchworkDataset(seed=HELD_OUT_SEED, num_scenes=HELD_OUT_SCENES, split=arguments.split)
+    figures = evaluate_patchwork(model, processor, scenes).row.figures
+    return {name: float(figures[name]) for name in FIGURES}
+
+
+def run(arguments: argparse.Namespace, build: Callable[..., tuple] = build_row) -> list[dict]:
+    """Run what is missing of the rows; all results."""
+    path = arguments.output / "results.json"
+    results = json.loads(path.read_text()) if path.is_file() else []
+    done = {(result["row"], result["seed"]) for result in results}
+    for seed in arguments.seeds:
+        for name in arguments.rows or ROWS:
+            if (name, seed) in done:
+                continue
+            print(f"=== {name}, seed {seed}", flush=True)
+            figures = score(*build(name, arguments, seed), arguments)
+            print({key: round(100 * value, 1) for key, value in figures.items()}, flush=True)
+            results.append({"row": name, "seed": seed, **figures})
+            part = path.with_suffix(".incomplete")
+            part.write_text(json.dumps(results, indent=1) + "\n")
+            part.replace(path)
+    return results
+
+
+def write_csv(results: list[dict], path: Path) -> None:
+    """A row a line: seeds, then mean and sample standard deviation of each figure, in percent."""
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["row", "seeds", *(f"{name}_{part}" for name in FIGURES for part in ("mean", "sd"))])
+        for name in ROWS:
+            found = [result for result in results if result["row"] == name]
+            cells = []
+            for figure in FIGURES:
+                values = [100 * result[figure] for result in found]
+                cells += [
+                    f"{statistics.mean(values):.1f}" if values else "",
+                    f"{statistics.stdev(values):.1f}" if len(values) > 1 else "",
+                ]
+            if found:
+                writer.writerow([name, len(found), *cells])
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--start", type=Path, required=True)
+    parser.add_argument("--clip", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--split", default="A")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS))
+    parser.add_argument("--steps", type=int, default=240, help="of every row of stage 1")
+    parser.add_argument("--generator-steps", type=int, default=1500)
+    parser.add_argument("--union-steps", type=int, default=300)
+    parser.add_argument("--csv", type=Path)
+    arguments = parser.parse_args()
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    results = run(arguments)
+    if arguments.csv is not None:
+        write_csv(results, arguments.csv)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,318 @@
+"""New labels for a trained CONCAT by their names alone: pseudo queries, then union fine-tuning.
+
+Union fine-tuning teaches the semantic projector and the no-object embedding, and nothing else, on real
+queries of known labels together with pseudo queries of labels no picture was seen of (arXiv:2402.13697).
+The training recipe runs it on all queries of its pictures; a checkpoint runs it on the few it remembers.
+"""
+
+import time
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from zsseg.models.concat.query_memory import NO_OBJECT
+from zsseg.models.inference import encode_vocabulary
+from zsseg.vocabulary import SYNONYM_SEPARATOR, Category, Vocabulary
+
+UNION_PREFIXES = ("semantic_projector.", "no_object_embedding")
+"""Beginnings of the names of the parameters that union fine-tuning trains."""
+
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 5e-4
+"""PADing's, for SGD."""
+
+QUERIES_PER_STEP = 256
+PSEUDO_QUERIES_TO_MEASURE = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class UnionOptions:
+    """How union fine-tuning draws pseudo queries and weighs them against real ones.
+
+    Attributes:
+        labels_per_step: random new labels that a step draws; None draws all of them.
+        queries_per_label: pseudo queries of each of these. PADing draws one of each of five labels; a step
+            costs next to nothing, so more are drawn here.
+        noise_scale: standard deviation of the generator's noise. Above 1, as by default, pseudo queries
+            spread wider than those it was trained with: real queries of labels it never saw do so too.
+        unseen_weight: weight of a pseudo query in the class loss; a real one of a known label has 1.
+        no_object_weight: weight of a real query without a segment.
+
+    Raises:
+        ValueError: if a number is out of range.
+    """
+
+    labels_per_step: int | None = None
+    queries_per_label: int = 4
+    noise_scale: float = 1.5
+    unseen_weight: float = 5.0
+    no_object_weight: float = 0.1
+
+    def __post_init__(self) -> None:
+        for name in ("labels_per_step", "queries_per_label"):
+            if getattr(self, name) is not None and getattr(self, name) < 1:
+                raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+        for name in ("noise_scale", "unseen_weight", "no_object_weight"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
+
+
+def compute_union_loss(
+    model: Any,
+    queries: Tensor,
+    label_ids: Tensor,
+    pseudo_label_ids: Tensor,
+    text_embeds: Tensor,
+    text_label_ids: Tensor,
+    options: UnionOptions,
+    generator: torch.Generator | None = None,
+) -> Tensor:
+    """Weighted cross-entropy over real queries and pseudo queries; gradients reach no generator.
+
+    Args:
+        model: a :class:`~zsseg.ConcatForPanopticSegmentation` with a generator.
+        queries: (N, d) real queries.
+        label_ids: (N,) int64 in [0, K), ``NO_OBJECT`` where a query contains no segment.
+        pseudo_label_ids: (U,) int64, the labels without real queries.
+        text_embeds: (T, D) texts of all K labels.
+        text_label_ids: (T,) label of each text.
+        options: numbers and weights.
+        generator: of the noise; the global one if None.
+
+    Returns:
+        Scalar.
+    """
+    chosen = pseudo_label_ids
+    if options.labels_per_step is not None:
+        order = torch.randperm(len(chosen), generator=generator)[: options.labels_per_step]
+        chosen = chosen[order.to(chosen.device)]
+    drawn = chosen.repeat_interleave(options.queries_per_label)
+    with torch.no_grad():
+        texts = draw_text_embeds(text_embeds, text_label_ids, drawn, generator)
+        pseudo = model.generator(texts, noise_scale=options.noise_scale, generator=generator)
+    logits = model.compute_class_logits(
+        model.semantic_projector(torch.cat([queries.to(pseudo.dtype), pseudo])), text_embeds, text_label_ids
+    )
+    no_object = logits.shape[-1] - 1
+    targets = torch.cat([torch.where(label_ids == NO_OBJECT, no_object, label_ids), drawn])
+    weight = logits.new_ones(no_object + 1)
+    weight[pseudo_label_ids] = options.unseen_weight
+    weight[no_object] = options.no_object_weight
+    return F.cross_entropy(logits, targets, weight)
+
+
+def draw_text_embeds(
+    text_embeds: Tensor, text_label_ids: Tensor, label_ids: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """One text embedding for each label id: (N,) → (N, D); a label with synonyms draws one of its texts."""
+    if len(text_label_ids) == int(text_label_ids.max()) + 1:
+        return text_embeds[torch.argsort(text_label_ids)[label_ids]]
+    is_of_label = text_label_ids[None] == label_ids[:, None]
+    rows = torch.multinomial(is_of_label.float().cpu(), num_samples=1, generator=generator)[:, 0]
+    return text_embeds[rows.to(text_embeds.device)]
+
+
+@dataclass(frozen=True)
+class AdaptationResult:
+    """What adapting to new labels changed.
+
+    Attributes:
+        new_labels: names, in the order given.
+        known_labels: names of all labels the model now knows.
+        parameters: names of the parameters that changed; all others are the same to the last bit.
+        steps: optimizer steps.
+        loss: mean over the last tenth of the steps.
+        seconds: all of it, texts included.
+        known_accuracy: share of stored queries of known labels that are named right among all labels, before
+            and after.
+        new_accuracy: share of pseudo queries of the new labels that are, before and after.
+    """
+
+    new_labels: tuple[str, ...]
+    known_labels: tuple[str, ...]
+    parameters: tuple[str, ...]
+    steps: int
+    loss: float
+    seconds: float
+    known_accuracy: tuple[float, float]
+    new_accuracy: tuple[float, float]
+
+
+def adapt_to_labels(
+    model: Any,
+    processor: Any,
+    candidate_labels: Sequence[str],
+    *,
+    stuff_labels: Sequence[str] = (),
+    steps: int = 300,
+    options: UnionOptions | None = None,
+    seed: int = 0,
+    progress: bool = True,
+) -> AdaptationResult:
+    """Union fine-tuning on the queries that a checkpoint remembers; see ``adapt`` of the model."""
+    started = time.monotonic()
+    if steps < 1:
+        raise ValueError(f"steps must be 1 or more, got {steps}")
+    options = UnionOptions() if options is None else options
+    vocabulary = _extend_vocabulary(model, processor, candidate_labels, stuff_labels)
+    new_label_ids = torch.arange(len(model.config.known_labels), len(vocabulary), device=model.device)
+    text_inputs = encode_vocabulary(model, processor, vocabulary)
+    with _training_only(model, UNION_PREFIXES) as trained:
+        before = _measure(model, new_label_ids, text_inputs, seed)
+        bar = tqdm(
+            total=steps, desc="adaptation", unit="step", leave=False, disable=None if progress else True
+        )
+        with bar:
+            loss = _fine_tune(model, trained.values(), text_inputs, options, steps=steps, seed=seed, bar=bar)
+        after = _measure(model, new_label_ids, text_inputs, seed)
+    model.config.known_labels = [SYNONYM_SEPARATOR.join(category.texts) for category in vocabulary]
+    model.config.known_stuff_labels = [category.name for category in vocabulary if not category.is_thing]
+    return AdaptationResult(
+        new_labels=tuple(vocabulary.names[label_id] for label_id in new_label_ids),
+        known_labels=vocabulary.names,
+        parameters=tuple(trained),
+        steps=steps,
+        loss=loss,
+        seconds=time.monotonic() - started,
+        known_accuracy=(before[0], after[0]),
+        new_accuracy=(before[1], after[1]),
+    )
+
+
+@contextmanager
+def _training_only(model: Any, prefixes: tuple[str, ...]) -> Iterator[dict[str, nn.Parameter]]:
+    """Let gradients flow to the parameters whose names begin so, and put everything back afterwards."""
+    was_training = model.training
+    took_gradients = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
+    model.eval().requires_grad_(False)
+    trained = {name: value for name, value in model.named_parameters() if name.startswith(prefixes)}
+    for parameter in trained.values():
+        parameter.requires_grad_(True)
+    try:
+        yield trained
+    finally:
+        for name, parameter in model.named_parameters():
+            parameter.requires_grad_(took_gradients[name])
+            parameter.grad = None
+        model.train(was_training)
+
+
+def _fine_tune(
+    model: Any,
+    parameters: Iterable[nn.Parameter],
+    text_inputs: Mapping[str, Tensor],
+    options: UnionOptions,
+    *,
+    steps: int,
+    seed: int,
+    bar: Any,
+) -> float:
+    """Run all steps; the mean loss of the last tenth of them."""
+    queries, label_ids = model.memory.queries, model.memory.label_ids
+    # Labels of earlier adaptations have no real queries either: they are kept by pseudo queries.
+    all_label_ids = torch.arange(int(text_inputs["text_label_ids"].max()) + 1, device=label_ids.device)
+    pseudo_label_ids = all_label_ids[~torch.isin(all_label_ids, label_ids)]
+    generator = torch.Generator().manual_seed(seed)
+    optimizer = torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
+    last_losses: deque[float] = deque(maxlen=max(1, steps // 10))
+    for _ in range(steps):
+        rows = torch.randint(len(queries), (QUERIES_PER_STEP,), generator=generator).to(queries.device)
+        loss = compute_union_loss(
+            model,
+            queries[rows],
+            label_ids[rows],
+            pseudo_label_ids,
+            **text_inputs,
+            options=options,
+            generator=generator,
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        last_losses.append(loss.item())
+        bar.update()
+    return sum(last_losses) / len(last_losses)
+
+
+@torch.no_grad()
+def _measure(
+    model: Any, new_label_ids: Tensor, text_inputs: Mapping[str, Tensor], seed: int
+) -> tuple[float, float]:
+    """Shares of stored queries with a segment, and of pseudo queries of new labels, that are named right."""
+    is_matched = model.memory.label_ids != NO_OBJECT
+    drawn = new_label_ids.repeat_interleave(PSEUDO_QUERIES_TO_MEASURE)
+    generator = torch.Generator().manual_seed(seed)
+    texts = draw_text_embeds(**text_inputs, label_ids=drawn, generator=generator)
+    pseudo = model.generator(texts, generator=generator)
+    shares = []
+    for queries, label_ids in (
+        (model.memory.queries[is_matched], model.memory.label_ids[is_matched]),
+        (pseudo, drawn),
+    ):
+        logits = model.compute_class_logits(model.semantic_projector(queries), **text_inputs)
+        shares.append((logits.argmax(dim=-1) == label_ids).float().mean().item())
+    return shares[0], shares[1]
+
+
+def _extend_vocabulary(
+    model: Any, processor: Any, candidate_labels: Sequence[str], stuff_labels: Sequence[str]
+) -> Vocabulary:
+    """Known labels, then the new ones.
+
+    Raises:
+        ValueError: if the checkpoint cannot adapt, or a label cannot be learnt by its name.
+    """
+    if model.generator is None or model.memory is None or not model.config.known_labels:
+        missing = "query generator" if model.generator is None else "stored queries of known labels"
+        raise ValueError(
+            f"this checkpoint cannot adapt to new labels: it holds no {missing}. Train them with the stages "
+            '"generator" and "union" of `zsseg train concat`, or use a checkpoint that has them'
+        )
+    new = Vocabulary.from_labels(candidate_labels, stuff_labels=stuff_labels)
+    known = Vocabulary.from_labels(model.config.known_labels, stuff_labels=model.config.known_stuff_labels)
+    known_texts = {_normalise(text): category.name for category in known for text in category.texts}
+    for category in new:
+        for text in category.texts:
+            if _normalise(text) in known_texts:
+                raise ValueError(
+                    f"the label {text!r} is already known as {known_texts[_normalise(text)]!r}: leave it "
+                    "out; known labels keep what they learnt"
+                )
+    if processor.tokenizer is not None:
+        _check_tokens(processor, [*known, *new])
+    return Vocabulary((*known, *new))
+
+
+def _check_tokens(processor: Any, categories: Sequence[Category]) -> None:
+    """Labels that the tokenizer cannot read would all be learnt as one."""
+    tokenizer = processor.tokenizer
+    text_by_ids: dict[tuple[int, ...], str] = {}
+    for category in categories:
+        for text in category.texts:
+            ids = tuple(tokenizer(text)["input_ids"])
+            if tokenizer.unk_token_id is not None and tokenizer.unk_token_id in _content(tokenizer, ids):
+                raise ValueError(
+                    f"the tokenizer of this checkpoint has no tokens for a part of {text!r}, so its text "
+                    "tower knows nothing of it: use words it was trained on, or another checkpoint"
+                )
+            if (other := text_by_ids.setdefault(ids, text)) != text:
+                raise ValueError(
+                    f"the tokenizer reads {other!r} and {text!r} as the same tokens, so no model can "
+                    "tell them apart: rename one, or join them as synonyms of one label"
+                )
+
+
+def _content(tokenizer: Any, ids: Sequence[int]) -> list[int]:
+    """Token ids without those that frame every text; CLIP's unknown token is also its end."""
+    frame = {tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id}
+    return [token_id for token_id in ids if token_id not in frame]
+
+
+def _normalise(text: str) -> str:
+    return " ".join(text.lower().split())

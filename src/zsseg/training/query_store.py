@@ -1,0 +1,210 @@
+"""Queries of a trained segmentor with the labels they were matched to, extracted once and kept on disk."""
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+from transformers import PreTrainedModel
+
+from zsseg.data.collate import PanopticCollator
+from zsseg.data.examples import PanopticDataset
+from zsseg.data.tensor_store import TensorStore, build_tensor_store
+from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
+from zsseg.models.concat.query_memory import NO_OBJECT
+from zsseg.training.stage import StageContext
+
+QUERY_PREFIXES = ("segmentor.", "semantic_projector.", "no_object_embedding")
+"""Weights that decide the queries of a picture and which segments they are matched with."""
+
+
+class QueryDataset:
+    """The queries of every picture of a store, in memory: items are (Q, d) float32 and (Q,) int64.
+
+    Args:
+        store: as :func:`build_query_store` makes it.
+    """
+
+    def __init__(self, store: TensorStore) -> None:
+        tensors = store.read_all()
+        self.label_ids = tensors["label_ids"].view(len(store), -1).long()
+        self.queries = tensors["queries"].view(*self.label_ids.shape, -1).float()
+
+    def __len__(self) -> int:
+        return len(self.queries)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        return self.queries[index], self.label_ids[index]
+
+
+class LabelQueryDataset:
+    """Real queries label by label: every item draws some of one label, and some without a segment.
+
+    In the batches of :class:`QueryDataset` a label has two or three queries, if any: too few to tell its
+    distribution from another's.
+
+    Args:
+        dataset: the queries of all pictures.
+        queries_per_label: M, drawn with replacement.
+        unmatched: U, drawn beside them.
+        seed: of the draws, which also follow from epoch and index.
+        epoch_length: items of one epoch; they take the labels in turn.
+
+    Raises:
+        ValueError: if no query is matched, or none is unmatched.
+    """
+
+    def __init__(
+        self,
+        dataset: QueryDataset,
+        *,
+        queries_per_label: int = 16,
+        unmatched: int = 8,
+        seed: int = 0,
+        epoch_length: int = 4096,
+    ) -> None:
+        label_ids = dataset.label_ids.flatten()
+        self.queries = dataset.queries.flatten(0, 1)
+        self.rows_by_label = {
+            int(label_id): torch.nonzero(label_ids == label_id)[:, 0] for label_id in label_ids.unique()
+        }
+        self.label_ids = [label_id for label_id in self.rows_by_label if label_id != NO_OBJECT]
+        if not self.label_ids or NO_OBJECT not in self.rows_by_label:
+            raise ValueError(
+                f"the stored queries need some with a segment and some without, got label ids "
+                f"{sorted(self.rows_by_label)}: extract those of more pictures"
+            )
+        self.queries_per_label = queries_per_label
+        self.unmatched = unmatched
+        self.seed = seed
+        self.epoch_length = epoch_length
+        self.epoch = 0
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch, and with it the draws."""
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return self.epoch_length
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        """(M + U, d) queries and their (M + U,) label ids."""
+        generator = np.random.default_rng([self.seed, self.epoch, index])
+        label_id = self.label_ids[index % len(self.label_ids)]
+        counts = {label_id: self.queries_per_label, NO_OBJECT: self.unmatched}
+        rows = [
+            self.rows_by_label[drawn][generator.integers(len(self.rows_by_label[drawn]), size=count)]
+            for drawn, count in counts.items()
+        ]
+        label_ids = torch.tensor([drawn for drawn, count in counts.items() for _ in range(count)])
+        return self.queries[torch.cat(rows)], label_ids
+
+
+def collate_queries(items: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:
+    """``queries`` (B, Q, d) and ``label_ids`` (B, Q), ``NO_OBJECT`` where a query contains no segment."""
+    queries, label_ids = zip(*items, strict=True)
+    return {"queries": torch.stack(queries), "label_ids": torch.stack(label_ids)}
+
+
+def build_query_store(
+    model: ConcatForPanopticSegmentation,
+    dataset: PanopticDataset,
+    folder: Path,
+    *,
+    collate: PanopticCollator,
+    context: StageContext,
+    data_setup: Mapping[str, str],
+    num_images: int,
+    batch_size: int = 16,
+    progress: bool = True,
+) -> TensorStore:
+    """Run the segmentor over pictures with ground truth and keep its queries.
+
+    A query is matched as in training, by the set criterion; its points follow from the place of the picture,
+    so that a store that was killed half-way is completed as if it had never been.
+
+    Args:
+        model: its segmentor and projector stay as they are.
+        dataset: pictures of one size, or transformed to one; the first ``num_images`` are used.
+        folder: of the store; what is of another segmentor or of other data there is computed anew.
+        collate: examples → batch, with the label ids of ``context``.
+        context: the labels that the queries are matched by.
+        data_setup: how the data are read, part of the store's identity.
+        num_images: pictures to run.
+        batch_size: pictures in one forward pass.
+        progress: show a bar on a terminal.
+
+    Returns:
+        A store of one item a picture: ``queries`` (Q, d) float16 and ``label_ids`` (Q,) int16 into the
+        vocabulary of ``context``, ``NO_OBJECT`` for unmatched queries.
+
+    Raises:
+        ValueError: if the data set has fewer pictures.
+    """
+    if not 1 <= num_images <= len(dataset):
+        raise ValueError(f"num_images must lie in [1, {len(dataset)}], got {num_images}")
+    identity = {
+        **data_setup,
+        "segmentor": hash_weights(model, QUERY_PREFIXES),
+        "labels": ", ".join(context.vocabulary.names),
+        "text_embeds": hashlib.sha256(context.text_embeds.cpu().numpy().tobytes()).hexdigest()[:16],
+    }
+
+    def compute(indices: range) -> list[dict[str, Tensor]]:
+        items = []
+        for start in range(indices.start, indices.stop, batch_size):
+            batch = collate([dataset[i] for i in range(start, min(start + batch_size, indices.stop))])
+            items += extract_queries(model, batch, context, seed=start)
+        return items
+
+    was_training = model.training
+    points_state = model.criterion.get_rng_state()
+    model.eval()
+    try:
+        return build_tensor_store(
+            folder,
+            identity=identity,
+            num_items=num_images,
+            compute=compute,
+            description="queries",
+            progress=progress,
+        )
+    finally:
+        model.criterion.set_rng_state(points_state)
+        model.train(was_training)
+
+
+@torch.no_grad()
+def extract_queries(
+    model: ConcatForPanopticSegmentation, batch: Mapping[str, object], context: StageContext, seed: int
+) -> list[dict[str, Tensor]]:
+    """One forward pass → per picture the queries and the labels that the set criterion matches them with."""
+    device = model.device
+    model.criterion.generator.manual_seed(seed)
+    class_labels: list[Tensor] = batch["class_labels"]  # type: ignore[assignment]
+    outputs = model(
+        pixel_values=batch["pixel_values"].to(device),  # type: ignore[attr-defined]
+        text_embeds=context.text_embeds.to(device),
+        text_label_ids=context.text_label_ids.to(device),
+        mask_labels=[masks.to(device) for masks in batch["mask_labels"]],  # type: ignore[attr-defined]
+        class_labels=[labels.to(device) for labels in class_labels],
+        label_mask=batch["label_mask"].to(device),  # type: ignore[attr-defined]
+    )
+    items = []
+    for queries, labels, match in zip(outputs.query_embeds, class_labels, outputs.matches, strict=True):
+        label_ids = torch.full((len(queries),), NO_OBJECT, dtype=torch.int16)
+        label_ids[match.query_indices.cpu()] = labels[match.target_indices.cpu()].to(torch.int16)
+        items.append({"queries": queries.half().cpu(), "label_ids": label_ids})
+    return items
+
+
+def hash_weights(model: PreTrainedModel, prefixes: tuple[str, ...]) -> str:
+    """A digest of the names, shapes and values of the parameters and buffers whose names begin so."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(model.state_dict().items()):
+        if name.startswith(prefixes):
+            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()[:16]

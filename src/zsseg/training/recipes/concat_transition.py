@@ -1,0 +1,317 @@
+"""CONCAT's stages 2 and 3 on a frozen segmentor: the query generator, then union fine-tuning.
+
+Cycle transition (arXiv:2402.13697, Sec. 3): a generator learns to turn the embedding of a label into vision
+queries like those that contain segments of that label. Asked for labels that no picture shows, it makes the
+pseudo queries on which the semantic projector learns them. Both stages run on stored queries, no pictures.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, ClassVar, Literal, TextIO
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from zsseg.data.examples import PanopticDataset
+from zsseg.losses.moment_matching import compute_moment_matching_loss
+from zsseg.losses.query_contrast import compute_query_contrast_loss
+from zsseg.models.concat.adaptation_concat import (
+    UNION_PREFIXES,
+    UnionOptions,
+    compute_union_loss,
+    draw_text_embeds,
+)
+from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
+from zsseg.models.concat.processing_concat import ConcatProcessor
+from zsseg.models.concat.query_memory import NO_OBJECT, sample_queries
+from zsseg.models.inference import encode_vocabulary
+from zsseg.training.arguments import TrainerArguments
+from zsseg.training.query_store import (
+    LabelQueryDataset,
+    QueryDataset,
+    build_query_store,
+    collate_queries,
+)
+from zsseg.training.recipe import RecipeStep, run_recipe
+from zsseg.training.recipes.concat import build_seen_collator
+from zsseg.training.recipes.concat_segmentor import GENERATOR_PREFIX
+from zsseg.training.stage import Batch, Stage, StageContext
+from zsseg.training.trainer import Evaluate, TrainingResult
+from zsseg.vocabulary import Vocabulary
+
+MEMORY_SIZE = 600
+
+
+@dataclass(frozen=True, kw_only=True)
+class TransitionOptions:
+    """The generator and its losses (arXiv:2402.13697, Sec. 3); a weight of 0 leaves a loss out.
+
+    Attributes:
+        generator_type: "mlp", "cvae" or "primitives" (PADing's).
+        noise_dim: width of the generator's noise.
+        hidden_dim: width of its hidden layers.
+        moments: "per_label" matches the moments of each label by itself, "pooled" those of the whole batch,
+            as PADing does.
+        moment_weight: of moment matching between pseudo and real queries of the same labels.
+        contrast_weight: of the query contrast.
+        cycle_weight: of the cycle back to the labels through the frozen projector.
+        unseen_cycle_weight: of the same for pseudo queries of the unseen labels; "transductive" only.
+        own_weight: of the losses that a generator brings along: of the CVAE, or PADing's.
+        queries_per_label: real queries of one label in a batch; None draws whole pictures instead.
+        query_images: pictures whose queries are extracted.
+        memory_size: queries that the checkpoint keeps to adapt without pictures; 0 keeps none.
+
+    Raises:
+        ValueError: if a number is negative or all weights are 0.
+    """
+
+    generator_type: str = "mlp"
+    noise_dim: int = 64
+    hidden_dim: int = 128
+    moments: Literal["per_label", "pooled"] = "per_label"
+    moment_weight: float = 1.0
+    contrast_weight: float = 0.1
+    cycle_weight: float = 0.02
+    unseen_cycle_weight: float = 0.02
+    own_weight: float = 1.0
+    queries_per_label: int | None = 16
+    query_images: int = 3000
+    memory_size: int = MEMORY_SIZE
+
+    def __post_init__(self) -> None:
+        names = ("moment_weight", "contrast_weight", "cycle_weight", "unseen_cycle_weight", "own_weight")
+        weights = {name: getattr(self, name) for name in names}
+        if any(not weight >= 0 for weight in weights.values()) or not any(weights.values()):
+            raise ValueError(f"weights must be 0 or more, and one of them more, got {weights}")
+        if self.moments not in ("per_label", "pooled"):
+            raise ValueError(f'moments must be "per_label" or "pooled", got {self.moments!r}')
+
+
+class GeneratorStage(Stage):
+    """Trains the generator alone: moment matching, query contrast and the cycle through the projector."""
+
+    name: ClassVar[str] = "generator"
+    has_unused_parameters: ClassVar[bool] = True
+
+    def __init__(self, options: TransitionOptions) -> None:
+        self.options = options
+
+    def is_trainable(self, parameter_name: str) -> bool:
+        """The generator."""
+        return parameter_name.startswith(GENERATOR_PREFIX)
+
+    def compute_loss(self, model: Any, batch: Batch, context: StageContext) -> dict[str, Tensor]:
+        """The weighted sum, and each loss."""
+        with torch.autocast(batch["queries"].device.type, enabled=False):
+            losses = self._compute_losses(model, batch, context)
+        options = self.options
+        weights = {
+            "moments": options.moment_weight,
+            "contrast": options.contrast_weight,
+            "cycle": options.cycle_weight,
+            "unseen_cycle": options.unseen_cycle_weight,
+            **{name: options.own_weight * own for name, own in model.generator.own_loss_weights.items()},
+        }
+        total = torch.stack([weights[name] * value for name, value in losses.items()]).sum()
+        return {"loss": total, **{name: value.detach() for name, value in losses.items()}}
+
+    def _compute_losses(self, model: Any, batch: Batch, context: StageContext) -> dict[str, Tensor]:
+        options = self.options
+        is_matched = batch["label_ids"] != NO_OBJECT
+        real, unmatched = batch["queries"][is_matched], batch["queries"][~is_matched]
+        label_ids = batch["label_ids"][is_matched]
+        all_label_ids = torch.arange(len(context.vocabulary), device=label_ids.device)
+        # (K, D), one text of each label
+        texts = draw_text_embeds(context.text_embeds, context.text_label_ids, all_label_ids)
+        pseudo = model.generator(texts[label_ids])
+        unseen_label_ids = _draw_unseen(context.vocabulary, label_ids)
+        unseen = None if unseen_label_ids is None else model.generator(texts[unseen_label_ids])
+
+        losses: dict[str, Tensor] = {}
+        if options.moment_weight:
+            groups = label_ids if options.moments == "per_label" else None
+            losses["moments"] = compute_moment_matching_loss(
+                pseudo, real, pseudo_label_ids=groups, real_label_ids=groups
+            )
+        if options.contrast_weight:
+            losses["contrast"] = compute_query_contrast_loss(pseudo, real, unmatched)
+        if options.cycle_weight:
+            losses["cycle"] = compute_cycle_loss(model, pseudo, label_ids, context)
+        if options.unseen_cycle_weight and unseen is not None and unseen_label_ids is not None:
+            losses["unseen_cycle"] = compute_cycle_loss(model, unseen, unseen_label_ids, context)
+        if options.own_weight:
+            losses |= model.generator.compute_own_losses(
+                real_queries=real,
+                pseudo_queries=pseudo,
+                label_ids=label_ids,
+                vocabulary_embeds=texts,
+                unseen_queries=unseen,
+                unseen_label_ids=unseen_label_ids,
+            )
+        return losses
+
+
+def _draw_unseen(vocabulary: Vocabulary, label_ids: Tensor) -> Tensor | None:
+    """As many random unseen label ids; None where training knows of none (inductive)."""
+    if not vocabulary.unseen_label_ids:
+        return None
+    unseen = torch.tensor(vocabulary.unseen_label_ids, device=label_ids.device)
+    return unseen[torch.randint(len(unseen), label_ids.shape, device=unseen.device)]
+
+
+def compute_cycle_loss(model: Any, pseudo: Tensor, label_ids: Tensor, context: StageContext) -> Tensor:
+    """Vision → semantic: cross-entropy of pseudo queries (N, d) among all labels and no-object.
+
+    The projector takes part as it is; gradients go through it to the pseudo queries.
+    """
+    logits = model.compute_class_logits(
+        model.semantic_projector(pseudo), context.text_embeds, context.text_label_ids
+    )
+    return F.cross_entropy(logits, label_ids)
+
+
+class UnionStage(Stage):
+    """Trains the semantic projector and the no-object embedding on real seen and pseudo unseen queries.
+
+    Args:
+        options: how pseudo queries are drawn and weighed.
+    """
+
+    name: ClassVar[str] = "union"
+
+    def __init__(self, options: UnionOptions) -> None:
+        self.options = options
+
+    def is_trainable(self, parameter_name: str) -> bool:
+        """Projector and no-object embedding."""
+        return parameter_name.startswith(UNION_PREFIXES)
+
+    def compute_loss(self, model: Any, batch: Batch, context: StageContext) -> dict[str, Tensor]:
+        """Weighted cross-entropy over all real queries of the pictures and the pseudo queries."""
+        label_ids = batch["label_ids"].flatten()
+        unseen = torch.tensor(context.vocabulary.unseen_label_ids, device=label_ids.device)
+        with torch.autocast(label_ids.device.type, enabled=False):
+            loss = compute_union_loss(
+                model,
+                batch["queries"].flatten(0, 1),
+                label_ids,
+                unseen,
+                context.text_embeds,
+                context.text_label_ids,
+                self.options,
+            )
+        return {"loss": loss}
+
+
+TRANSITION_STAGES = (GeneratorStage.name, UnionStage.name)
+
+
+def train_concat_transition(
+    model: ConcatForPanopticSegmentation,
+    processor: ConcatProcessor,
+    dataset: PanopticDataset,
+    *,
+    stages: Mapping[str, TrainerArguments],
+    store_folder: Path,
+    unseen: Vocabulary | None,
+    data_setup: Mapping[str, str],
+    options: TransitionOptions | None = None,
+    union_options: UnionOptions | None = None,
+    evaluate: Evaluate | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    stream: TextIO | None = None,
+) -> dict[str, TrainingResult]:
+    """Train a generator on the queries of a trained segmentor, then the projector on real and pseudo queries.
+
+    Args:
+        model: trained in place; it gets a generator and, with ``memory_size``, stored queries.
+        processor: of the same checkpoint.
+        dataset: pictures of seen labels alone, of one size or transformed to one.
+        stages: arguments by stage name, "generator", "union" or both.
+        store_folder: keeps the extracted queries; what is there already is used if it is of this segmentor.
+        unseen: names of the unseen labels ("transductive": the stage "union" needs them); None trains the
+            generator on the seen names alone ("inductive"), and no other name is ever read.
+        data_setup: how the data are read, by name; part of the identity of store and runs.
+        options: of the generator.
+        union_options: of union fine-tuning.
+        evaluate: the model → numbers by name, run at the end of the stage "union".
+        resume: go on where an earlier run of the same arguments stopped or was killed.
+        overwrite: start anew in folders that hold a run.
+        stream: console output, standard error if None.
+
+    Returns:
+        How each stage that ran ended, by name.
+
+    Raises:
+        ValueError: if a stage is unknown, "union" is asked for without unseen names, an unseen label is seen
+            in the data, or as for :func:`~zsseg.training.recipe.run_recipe`.
+    """
+    options = TransitionOptions() if options is None else options
+    if unknown := sorted(stages.keys() - set(TRANSITION_STAGES)):
+        raise ValueError(f"the stages after the segmentor are {list(TRANSITION_STAGES)}, got also {unknown}")
+    if UnionStage.name in stages and unseen is None:
+        raise ValueError(
+            'the stage "union" learns unseen labels by their names (transductive): pass unseen, or leave the '
+            "stage out and call adapt once the names are known (inductive)"
+        )
+    seen = dataset.vocabulary.select(dataset.vocabulary.seen_label_ids)
+    store = build_query_store(
+        model,
+        dataset,
+        store_folder,
+        collate=build_seen_collator(processor, dataset.vocabulary),
+        context=StageContext(seen, **encode_vocabulary(model, processor, seen)),
+        data_setup=data_setup,
+        num_images=min(options.query_images, len(dataset)),
+    )
+    pictures = QueryDataset(store)
+    labels = seen if unseen is None else join_vocabularies(seen, unseen)
+    if GeneratorStage.name in stages:
+        # Its weights must not depend on what ran before in this process.
+        torch.manual_seed(stages[GeneratorStage.name].seed)
+        model.attach_generator(
+            options.generator_type, noise_dim=options.noise_dim, hidden_dim=options.hidden_dim
+        )
+    if options.memory_size:
+        kept = sample_queries(
+            pictures.queries.flatten(0, 1), pictures.label_ids.flatten(), options.memory_size
+        )
+        model.remember(*kept, labels)
+    steps = []
+    if GeneratorStage.name in stages:
+        arguments = stages[GeneratorStage.name]
+        drawn = (
+            pictures
+            if options.queries_per_label is None
+            else LabelQueryDataset(pictures, queries_per_label=options.queries_per_label, seed=arguments.seed)
+        )
+        steps.append(RecipeStep(GeneratorStage(options), arguments, dataset=drawn))
+    if UnionStage.name in stages:
+        union = UnionStage(UnionOptions() if union_options is None else union_options)
+        steps.append(RecipeStep(union, stages[UnionStage.name], evaluate))
+    return run_recipe(
+        steps,
+        model=model,
+        processor=processor,
+        context=StageContext(labels, **encode_vocabulary(model, processor, labels)),
+        dataset=pictures,
+        collate=collate_queries,
+        data_setup={**store.identity, "options": repr(options), "union_options": repr(union_options)},
+        resume=resume,
+        overwrite=overwrite,
+        stream=stream,
+    )
+
+
+def join_vocabularies(seen: Vocabulary, unseen: Vocabulary) -> Vocabulary:
+    """Seen labels first, so that they keep their label ids, then the others, marked as unseen.
+
+    Raises:
+        ValueError: if a name stands in both.
+    """
+    if both := sorted(set(seen.names) & set(unseen.names)):
+        raise ValueError(f"unseen labels must not be among the seen ones, but these are: {both[:10]}")
+    return Vocabulary((*seen, *(replace(category, is_seen=False) for category in unseen)))
