@@ -3,6 +3,7 @@ import torch
 
 from testing.tiny_models import build_clip_text_config, build_model, build_processor
 from zsseg.data.patchwork.dataset import PatchworkDataset
+from zsseg.losses.set_criterion import UNKNOWN_LABEL
 from zsseg.models.concat.query_memory import NO_OBJECT
 from zsseg.models.inference import encode_vocabulary
 from zsseg.training.query_store import (
@@ -10,6 +11,8 @@ from zsseg.training.query_store import (
     QueryDataset,
     build_query_store,
     collate_queries,
+    extract_queries,
+    find_unknown_queries,
     hash_weights,
 )
 from zsseg.training.recipes.concat import build_seen_collator
@@ -112,6 +115,29 @@ def test_the_generator_does_not_change_the_segmentor_s_digest(parts):
     before = hash_weights(model, QUERY_PREFIXES)
     model.attach_generator("mlp")
     assert hash_weights(model, QUERY_PREFIXES) == before
+
+
+def test_queries_on_unknown_pixels_teach_nothing_where_the_model_says_so(parts, tmp_path):
+    _, processor, scenes, context = parts
+    model = build_model(text_config=build_clip_text_config(), ignore_unknown_queries=True)
+    model.load_state_dict(parts[0].state_dict())
+    batch = build_seen_collator(processor, scenes.vocabulary)([scenes[0], scenes[1]])
+    batch["label_mask"][0] = False
+    batch["mask_labels"], batch["class_labels"] = (
+        [values[:1] for values in batch[name]] for name in ("mask_labels", "class_labels")
+    )
+    with torch.no_grad():
+        outputs = model(batch["pixel_values"], text_embeds=context.text_embeds)
+    is_unknown = find_unknown_queries(outputs.masks_queries_logits, batch["label_mask"])
+    for item, unknown in zip(extract_queries(model, batch, context, seed=0), is_unknown, strict=True):
+        is_unmatched = item["label_ids"] < 0
+        assert int(is_unmatched.sum()) == 5
+        assert torch.equal(item["label_ids"][is_unmatched] == UNKNOWN_LABEL, unknown[is_unmatched])
+    masks = torch.full((1, 2, 4, 4), -1.0)
+    masks[0, 0, :, :3] = masks[0, 1, :, 1:] = 1.0
+    label_mask = torch.zeros(1, 8, 8, dtype=torch.bool)
+    label_mask[..., 4:] = True
+    assert find_unknown_queries(masks, label_mask).tolist() == [[True, False]]
 
 
 class Test_LabelQueryDataset:

@@ -6,12 +6,14 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from transformers import PreTrainedModel
 
 from zsseg.data.collate import PanopticCollator
 from zsseg.data.examples import PanopticDataset
 from zsseg.data.tensor_store import TensorStore, build_tensor_store
+from zsseg.losses.set_criterion import UNKNOWN_LABEL
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.query_memory import NO_OBJECT
 from zsseg.training.stage import StageContext
@@ -68,7 +70,9 @@ class LabelQueryDataset:
         label_ids = dataset.label_ids.flatten()
         self.queries = dataset.queries.flatten(0, 1)
         self.rows_by_label = {
-            int(label_id): torch.nonzero(label_ids == label_id)[:, 0] for label_id in label_ids.unique()
+            int(label_id): torch.nonzero(label_ids == label_id)[:, 0]
+            for label_id in label_ids.unique()
+            if label_id != UNKNOWN_LABEL
         }
         self.label_ids = [label_id for label_id in self.rows_by_label if label_id != NO_OBJECT]
         if not self.label_ids or NO_OBJECT not in self.rows_by_label:
@@ -138,7 +142,8 @@ def build_query_store(
 
     Returns:
         A store of one item a picture: ``queries`` (Q, d) float16 and ``label_ids`` (Q,) int16 into the
-        vocabulary of ``context``, ``NO_OBJECT`` for unmatched queries.
+        vocabulary of ``context``, ``NO_OBJECT`` for unmatched queries and, if the model's configuration
+        ignores unknown queries, ``UNKNOWN_LABEL`` for unmatched ones on pixels whose truth is unknown.
 
     Raises:
         ValueError: if the data set has fewer pictures.
@@ -193,11 +198,32 @@ def extract_queries(
         label_mask=batch["label_mask"].to(device),  # type: ignore[attr-defined]
     )
     items = []
-    for queries, labels, match in zip(outputs.query_embeds, class_labels, outputs.matches, strict=True):
-        label_ids = torch.full((len(queries),), NO_OBJECT, dtype=torch.int16)
+    is_unknown = torch.zeros(outputs.query_embeds.shape[:2], dtype=torch.bool)
+    if model.config.ignore_unknown_queries:
+        is_unknown = find_unknown_queries(outputs.masks_queries_logits, batch["label_mask"]).cpu()
+    for queries, labels, match, unknown in zip(
+        outputs.query_embeds, class_labels, outputs.matches, is_unknown, strict=True
+    ):
+        label_ids = torch.where(unknown, UNKNOWN_LABEL, NO_OBJECT).to(torch.int16)
         label_ids[match.query_indices.cpu()] = labels[match.target_indices.cpu()].to(torch.int16)
         items.append({"queries": queries.half().cpu(), "label_ids": label_ids})
     return items
+
+
+def find_unknown_queries(mask_logits: Tensor, label_mask: Tensor) -> Tensor:
+    """Queries of which more than half lies where nothing is known.
+
+    Args:
+        mask_logits: (B, Q, h, w).
+        label_mask: (B, H, W) bool, true where ground truth is known.
+
+    Returns:
+        (B, Q) bool.
+    """
+    # The share of each cell that is known.
+    known = F.adaptive_avg_pool2d(label_mask.to(mask_logits.device, torch.float32), mask_logits.shape[-2:])
+    is_inside = (mask_logits > 0).float()
+    return 2 * torch.einsum("bqhw,bhw->bq", is_inside, 1 - known) > is_inside.sum(dim=(2, 3))
 
 
 def hash_weights(model: PreTrainedModel, prefixes: tuple[str, ...]) -> str:

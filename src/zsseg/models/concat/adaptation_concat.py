@@ -78,7 +78,8 @@ def compute_union_loss(
     Args:
         model: a :class:`~zsseg.ConcatForPanopticSegmentation` with a generator.
         queries: (N, d) real queries.
-        label_ids: (N,) int64 in [0, K), ``NO_OBJECT`` where a query contains no segment.
+        label_ids: (N,) int64 in [0, K), ``NO_OBJECT`` where a query contains no segment, -100 where it learns
+            no class.
         pseudo_label_ids: (U,) int64, the labels without real queries.
         text_embeds: (T, D) texts of all K labels.
         text_label_ids: (T,) label of each text.

@@ -17,6 +17,7 @@ from torch import Tensor
 from zsseg.data.examples import PanopticDataset
 from zsseg.losses.moment_matching import compute_moment_matching_loss
 from zsseg.losses.query_contrast import compute_query_contrast_loss
+from zsseg.losses.set_criterion import UNKNOWN_LABEL
 from zsseg.models.concat.adaptation_concat import (
     UNION_PREFIXES,
     UnionOptions,
@@ -119,8 +120,8 @@ class GeneratorStage(Stage):
 
     def _compute_losses(self, model: Any, batch: Batch, context: StageContext) -> dict[str, Tensor]:
         options = self.options
-        is_matched = batch["label_ids"] != NO_OBJECT
-        real, unmatched = batch["queries"][is_matched], batch["queries"][~is_matched]
+        is_matched = batch["label_ids"] >= 0
+        real, unmatched = batch["queries"][is_matched], batch["queries"][batch["label_ids"] == NO_OBJECT]
         label_ids = batch["label_ids"][is_matched]
         all_label_ids = torch.arange(len(context.vocabulary), device=label_ids.device)
         # (K, D), one text of each label
@@ -276,9 +277,8 @@ def train_concat_transition(
             options.generator_type, noise_dim=options.noise_dim, hidden_dim=options.hidden_dim
         )
     if options.memory_size:
-        kept = sample_queries(
-            pictures.queries.flatten(0, 1), pictures.label_ids.flatten(), options.memory_size
-        )
+        is_known = pictures.label_ids != UNKNOWN_LABEL
+        kept = sample_queries(pictures.queries[is_known], pictures.label_ids[is_known], options.memory_size)
         model.remember(*kept, labels)
     steps = []
     if GeneratorStage.name in stages:
