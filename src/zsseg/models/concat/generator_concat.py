@@ -6,7 +6,6 @@ baseline. All take any label's text embedding and draw as many different queries
 
 import math
 from abc import ABC, abstractmethod
-from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
@@ -19,7 +18,7 @@ from zsseg.losses.semantic_alignment import (
 )
 from zsseg.losses.variational import compute_standard_normal_divergence
 
-GeneratorKind = Literal["mlp", "cvae", "primitives"]
+GENERATOR_KINDS = ("mlp", "cvae", "primitives")
 
 
 class QueryGenerator(nn.Module, ABC):
@@ -331,7 +330,7 @@ class PrimitiveGenerator(QueryGenerator):
 
 
 def build_query_generator(
-    kind: GeneratorKind,
+    kind: str,
     *,
     embed_dim: int,
     query_dim: int,
@@ -364,7 +363,7 @@ def build_query_generator(
         return PrimitiveGenerator(
             embed_dim=embed_dim, query_dim=query_dim, hidden_dim=hidden_dim, num_primitives=num_primitives
         )
-    raise ValueError(f"the kind of generator must be one of {get_args(GeneratorKind)}, got {kind!r}")
+    raise ValueError(f"the kind of generator must be one of {GENERATOR_KINDS}, got {kind!r}")
 
 
 def _build_perceptron(input_dim: int, hidden_dim: int, output_dim: int) -> nn.Sequential:
