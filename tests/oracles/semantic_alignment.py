@@ -1,4 +1,4 @@
-"""PADing's losses, row by row in float64 (arXiv:2306.11087, Sec. 3.3)."""
+"""PADing's losses, row by row in float64 (arXiv:2306.11087)."""
 
 import math
 

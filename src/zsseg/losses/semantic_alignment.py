@@ -1,4 +1,4 @@
-"""What PADing asks of its primitive generator beside moment matching (arXiv:2306.11087, Sec. 3.3).
+"""What PADing asks of its primitive generator beside moment matching (arXiv:2306.11087).
 
 A pseudo query is taken apart into a part related to the text and an unrelated one. Related parts must
 resemble each other as the texts do, and tell which text they belong to; unrelated parts must look like noise;

@@ -219,7 +219,7 @@ class PrimitiveGenerator(QueryGenerator):
     adds to what tells the queries of a label apart, so PADing draws in that mode for the classifier too.
 
     Reference:
-        PADing, Sec. 3.2 and 3.3 (arXiv:2306.11087); sizes and weights of its official code.
+        PADing (arXiv:2306.11087); sizes and weights of its official code.
     """
 
     NUM_LAYERS = 3
