@@ -1,6 +1,7 @@
 """Maximum mean discrepancy between pseudo and real queries, the loss of moment matching generators."""
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -54,30 +55,56 @@ def compute_moment_matching_loss(
         pseudo, real = pseudo_queries.to(dtype), real_queries.to(dtype)
         sigmas = pseudo.new_tensor(bandwidths)
         if pseudo_label_ids is None or real_label_ids is None:
-            # one group
-            pseudo_shares = pseudo.new_full((len(pseudo), 1), 1 / len(pseudo))
-            real_shares = real.new_full((len(real), 1), 1 / len(real))
+            sides = [
+                _Groups(each[None], each.new_full((1, len(each)), 1 / len(each))) for each in (pseudo, real)
+            ]
         else:
             labels = _find_common_labels(pseudo_label_ids, real_label_ids)
-            pseudo_shares = _compute_shares(pseudo_label_ids, labels, dtype)
-            real_shares = _compute_shares(real_label_ids, labels, dtype)
+            sides = [
+                _group_by_label(each, label_ids, labels)
+                for each, label_ids in ((pseudo, pseudo_label_ids), (real, real_label_ids))
+            ]
         squared = (
-            _average_kernels(pseudo, pseudo, pseudo_shares, pseudo_shares, sigmas)
-            - 2 * _average_kernels(pseudo, real, pseudo_shares, real_shares, sigmas)
-            + _average_kernels(real, real, real_shares, real_shares, sigmas)
+            _average_kernels(sides[0], sides[0], sigmas)
+            - 2 * _average_kernels(sides[0], sides[1], sigmas)
+            + _average_kernels(sides[1], sides[1], sigmas)
         )
         return squared.clamp(min=SMALLEST_SQUARED_DISCREPANCY).sqrt().mean()
 
 
-def _average_kernels(
-    rows: Tensor, columns: Tensor, row_shares: Tensor, column_shares: Tensor, sigmas: Tensor
-) -> Tensor:
-    """The summed kernels of rows (M, d) with columns (N, d), averaged over the pairs of each group: (C,)."""
-    half_squares = (rows.square().sum(dim=1)[:, None] + columns.square().sum(dim=1)) / 2
+class _Groups(NamedTuple):
+    """Queries label by label, padded to the largest group: labels have nothing to do with each other.
+
+    Attributes:
+        queries: (C, n, d).
+        shares: (C, n), what each query counts in its group; 0 where padded.
+    """
+
+    queries: Tensor
+    shares: Tensor
+
+
+def _group_by_label(queries: Tensor, label_ids: Tensor, labels: Tensor) -> _Groups:
+    """(M, d) queries of (M,) labels → the groups of the C rising ``labels``; other queries are left out."""
+    groups = torch.searchsorted(labels, label_ids).clamp(max=len(labels) - 1)
+    is_member = labels[groups] == label_ids
+    groups, order = groups[is_member].sort(stable=True)
+    members = queries[is_member][order]
+    counts = torch.bincount(groups, minlength=len(labels))
+    places = torch.arange(len(groups), device=groups.device) - (counts.cumsum(0) - counts)[groups]
+    size = (len(labels), int(counts.max()))
+    shares = members.new_zeros(size).index_put((groups, places), 1 / counts[groups].to(members.dtype))
+    return _Groups(members.new_zeros(*size, members.shape[1]).index_put((groups, places), members), shares)
+
+
+def _average_kernels(rows: _Groups, columns: _Groups, sigmas: Tensor) -> Tensor:
+    """The summed kernels of two sides, averaged over the pairs of each group: (C,)."""
+    half_squares = [side.queries.square().sum(dim=2) / 2 for side in (rows, columns)]
     # −‖x − y‖² / 2 = x·y − ‖x‖² / 2 − ‖y‖² / 2, where rounding may leave a little more than zero.
-    exponents = (rows @ columns.T - half_squares).clamp(max=0)
-    kernels = (exponents / sigmas[:, None, None]).exp().sum(dim=0)
-    return (row_shares * (kernels @ column_shares)).sum(dim=0)
+    products = rows.queries @ columns.queries.transpose(1, 2)
+    exponents = (products - half_squares[0][:, :, None] - half_squares[1][:, None]).clamp(max=0)
+    kernels = (exponents / sigmas[:, None, None, None]).exp().sum(dim=0)
+    return torch.einsum("cm,cmn,cn->c", rows.shares, kernels, columns.shares)
 
 
 def _find_common_labels(first: Tensor, second: Tensor) -> Tensor:
@@ -89,12 +116,6 @@ def _find_common_labels(first: Tensor, second: Tensor) -> Tensor:
             f"{torch.unique(second).tolist()}: generate pseudo queries for the labels of the real ones"
         )
     return common
-
-
-def _compute_shares(label_ids: Tensor, labels: Tensor, dtype: torch.dtype) -> Tensor:
-    """(M,) labels → (M, C): the share that each row has of each group; columns add up to one."""
-    is_member = (label_ids[:, None] == labels).to(dtype)
-    return is_member / is_member.sum(dim=0)
 
 
 def _check_shapes(

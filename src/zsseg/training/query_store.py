@@ -16,7 +16,7 @@ from zsseg.data.tensor_store import TensorStore, build_tensor_store
 from zsseg.losses.set_criterion import UNKNOWN_LABEL
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.query_memory import NO_OBJECT
-from zsseg.training.stage import StageContext
+from zsseg.training.stage import Batch, StageContext
 
 QUERY_PREFIXES = ("segmentor.", "semantic_projector.", "no_object_embedding")
 """Weights that decide the queries of a picture and which segments they are matched with."""
@@ -183,19 +183,19 @@ def build_query_store(
 
 @torch.no_grad()
 def extract_queries(
-    model: ConcatForPanopticSegmentation, batch: Mapping[str, object], context: StageContext, seed: int
+    model: ConcatForPanopticSegmentation, batch: Batch, context: StageContext, seed: int
 ) -> list[dict[str, Tensor]]:
     """One forward pass → per picture the queries and the labels that the set criterion matches them with."""
     device = model.device
     model.criterion.generator.manual_seed(seed)
-    class_labels: list[Tensor] = batch["class_labels"]  # type: ignore[assignment]
+    class_labels: list[Tensor] = batch["class_labels"]
     outputs = model(
-        pixel_values=batch["pixel_values"].to(device),  # type: ignore[attr-defined]
+        pixel_values=batch["pixel_values"].to(device),
         text_embeds=context.text_embeds.to(device),
         text_label_ids=context.text_label_ids.to(device),
-        mask_labels=[masks.to(device) for masks in batch["mask_labels"]],  # type: ignore[attr-defined]
+        mask_labels=[masks.to(device) for masks in batch["mask_labels"]],
         class_labels=[labels.to(device) for labels in class_labels],
-        label_mask=batch["label_mask"].to(device),  # type: ignore[attr-defined]
+        label_mask=batch["label_mask"].to(device),
     )
     items = []
     is_unknown = torch.zeros(outputs.query_embeds.shape[:2], dtype=torch.bool)
@@ -221,7 +221,8 @@ def find_unknown_queries(mask_logits: Tensor, label_mask: Tensor) -> Tensor:
         (B, Q) bool.
     """
     # The share of each cell that is known.
-    known = F.adaptive_avg_pool2d(label_mask.to(mask_logits.device, torch.float32), mask_logits.shape[-2:])
+    height, width = mask_logits.shape[-2:]
+    known = F.adaptive_avg_pool2d(label_mask.to(mask_logits.device, torch.float32), (height, width))
     is_inside = (mask_logits > 0).float()
     return 2 * torch.einsum("bqhw,bhw->bq", is_inside, 1 - known) > is_inside.sum(dim=(2, 3))
 

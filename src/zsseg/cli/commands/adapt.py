@@ -64,8 +64,8 @@ def adapt(
         model = AutoModel.from_pretrained(checkpoint)
         if not isinstance(model, ConcatForPanopticSegmentation):
             raise ValueError(
-                f"{checkpoint} is a {type(model).__name__}, which has no query generator: only checkpoints of "
-                "CONCAT adapt by names"
+                f"{checkpoint} is a {type(model).__name__}, which has no query generator: only checkpoints "
+                "of CONCAT adapt by names"
             )
         processor = AutoProcessor.from_pretrained(checkpoint)
         result = model.adapt(

@@ -60,8 +60,8 @@ SeenPenaltyOption = Annotated[
     typer.Option(
         "--seen-penalty",
         metavar="X",
-        help="Once more with the class logits of seen labels lowered by X (calibrated stacking); such figures "
-        "stand by themselves.",
+        help="Once more with the class logits of seen labels lowered by X (calibrated stacking); such "
+        "figures stand by themselves.",
         rich_help_panel=RESULT_PANEL,
     ),
 ]

@@ -84,7 +84,9 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
                     f"{config.text_pooling!r}, but projection_dim is {config.projection_dim}: make them equal"
                 )
             self.text_model = build_text_tower(config.text_config)
-        self.generator = None if config.generator_type is None else self._build_generator()
+        self.generator = (
+            None if config.generator_type is None else self._build_generator(config.generator_type)
+        )
         self.memory = (
             QueryMemory(config.memory_size, segmentor_config.hidden_dim) if config.memory_size else None
         )
@@ -300,12 +302,12 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
         self.config.generator_noise_dim = noise_dim
         self.config.generator_hidden_dim = hidden_dim
         self.config.generator_num_primitives = num_primitives
-        self.generator = self._build_generator().to(self.device)
+        self.generator = self._build_generator(generator_type).to(self.device)
 
-    def _build_generator(self) -> QueryGenerator:
+    def _build_generator(self, generator_type: str) -> QueryGenerator:
         config = self.config
         return build_query_generator(
-            config.generator_type,
+            generator_type,
             embed_dim=config.projection_dim,
             query_dim=config.segmentor_config.hidden_dim,
             noise_dim=config.generator_noise_dim,

@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, TextIO
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from zsseg.data.examples import PanopticDataset
 from zsseg.losses.moment_matching import compute_moment_matching_loss
-from zsseg.losses.query_contrast import compute_query_contrast_loss
+from zsseg.losses.query_contrast import compute_cycle_loss, compute_query_contrast_loss
 from zsseg.losses.set_criterion import UNKNOWN_LABEL
 from zsseg.models.concat.adaptation_concat import (
     UNION_PREFIXES,
@@ -139,9 +138,11 @@ class GeneratorStage(Stage):
         if options.contrast_weight:
             losses["contrast"] = compute_query_contrast_loss(pseudo, real, unmatched)
         if options.cycle_weight:
-            losses["cycle"] = compute_cycle_loss(model, pseudo, label_ids, context)
+            losses["cycle"] = compute_cycle_loss(name_queries(model, pseudo, context), label_ids)
         if options.unseen_cycle_weight and unseen is not None and unseen_label_ids is not None:
-            losses["unseen_cycle"] = compute_cycle_loss(model, unseen, unseen_label_ids, context)
+            losses["unseen_cycle"] = compute_cycle_loss(
+                name_queries(model, unseen, context), unseen_label_ids
+            )
         if options.own_weight:
             losses |= model.generator.compute_own_losses(
                 real_queries=real,
@@ -162,15 +163,11 @@ def _draw_unseen(vocabulary: Vocabulary, label_ids: Tensor) -> Tensor | None:
     return unseen[torch.randint(len(unseen), label_ids.shape, device=unseen.device)]
 
 
-def compute_cycle_loss(model: Any, pseudo: Tensor, label_ids: Tensor, context: StageContext) -> Tensor:
-    """Vision → semantic: cross-entropy of pseudo queries (N, d) among all labels and no-object.
-
-    The projector takes part as it is; gradients go through it to the pseudo queries.
-    """
-    logits = model.compute_class_logits(
-        model.semantic_projector(pseudo), context.text_embeds, context.text_label_ids
-    )
-    return F.cross_entropy(logits, label_ids)
+def name_queries(model: Any, queries: Tensor, context: StageContext) -> Tensor:
+    """(N, d) vision queries → (N, K + 1) class logits through the projector, which takes part as it is."""
+    embeds = model.semantic_projector(queries)
+    logits: Tensor = model.compute_class_logits(embeds, context.text_embeds, context.text_label_ids)
+    return logits
 
 
 class UnionStage(Stage):
