@@ -1,0 +1,388 @@
+"""CONCAT at the size of the paper, for COCO panoptic with 119 seen and 14 unseen labels (arXiv:2402.13697).
+
+The segmentor is PADing's: a Mask2Former on ResNet-50. Three commands run the recipe, see training_coco.md:
+CLS tokens in one process, the segmentor with token alignment in as many as there are GPUs, generator and
+union fine-tuning in one again.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, TextIO
+
+import torch
+from accelerate import PartialState
+from transformers import AutoTokenizer, ResNetBackbone, ResNetConfig
+
+from zsseg.data.clip_tokens import ClipTokenDataset, build_clip_tokens
+from zsseg.data.examples import PanopticDataset
+from zsseg.data.seen_filter import drop_images_with_unseen
+from zsseg.data.tensor_store import TensorStore
+from zsseg.data.transformed_dataset import TransformedDataset
+from zsseg.data.transforms import LargeScaleJitter
+from zsseg.layers.text_embedding_bank import infer_text_pooling, infer_text_width
+from zsseg.layers.vision_language import VisionLanguageTeacher
+from zsseg.models.base import load_whole
+from zsseg.models.concat.adaptation_concat import UnionOptions
+from zsseg.models.concat.configuration_concat import ConcatConfig
+from zsseg.models.concat.image_processing_concat import ConcatImageProcessorPil
+from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation, load_text_tower
+from zsseg.models.concat.processing_concat import ConcatProcessor
+from zsseg.models.inference import encode_vocabulary
+from zsseg.processing.precomputed_text_embeddings import PrecomputedTextEmbeddings
+from zsseg.training.arguments import MixedPrecision, TrainerArguments
+from zsseg.training.query_store import build_query_store
+from zsseg.training.recipes.concat import build_concat_transform, build_seen_collator, train_concat
+from zsseg.training.recipes.concat_segmentor import AlignmentOptions, AlignmentStage
+from zsseg.training.recipes.concat_transition import (
+    GeneratorStage,
+    TransitionOptions,
+    UnionStage,
+    train_concat_transition,
+)
+from zsseg.training.stage import StageContext
+from zsseg.training.trainer import TrainingResult
+
+COCO_SPLIT = "coco_panoptic_119_14"
+PICTURE_SIZE = (928, 928)
+PICTURES_PER_STEP = 16
+QUERY_BATCH_SIZE = 4
+"""Pictures whose queries are extracted together; few, as they are large."""
+
+BACKBONE_STAGES = ("stage1", "stage2", "stage3", "stage4")
+REFERENCE_SEGMENTOR: Mapping[str, Any] = {
+    "feature_strides": [4, 8, 16, 32],
+    "common_stride": 4,
+    "feature_size": 256,
+    "mask_feature_size": 256,
+    "encoder_layers": 6,
+    "encoder_feedforward_dim": 1024,
+    "hidden_dim": 256,
+    "num_attention_heads": 8,
+    "dim_feedforward": 2048,
+    "decoder_layers": 10,  # transformers builds one less: nine
+    "num_queries": 100,
+    "class_weight": 2.0,
+    "mask_weight": 5.0,
+    "dice_weight": 5.0,
+    "no_object_weight": 0.1,
+    "train_num_points": 12544,
+    "oversample_ratio": 3.0,
+    "importance_sample_ratio": 0.75,
+}
+"""Sizes and loss weights of PADing's segmentor, as of :class:`~transformers.Mask2FormerConfig`."""
+
+COCO_TRANSITION = TransitionOptions(hidden_dim=512, query_images=50_000, memory_size=2_000)
+"""The queries of every training picture, as some labels are rare; sizes are choices of ours."""
+
+
+def build_coco_concat(
+    text: str | Path | PrecomputedTextEmbeddings,
+    *,
+    backbone: str | Path | None = None,
+    seed: int = 0,
+    **segmentor_config: Any,
+) -> tuple[ConcatForPanopticSegmentation, ConcatProcessor]:
+    """An untrained model of the reference size with its processor.
+
+    Args:
+        text: folder or Hub id of the CLIP whose text tower becomes part of the checkpoint, such as
+            "openai/clip-vit-base-patch16"; or vectors for a closed list of words.
+        backbone: folder or Hub id of a ResNet of ImageNet, such as "microsoft/resnet-50". None is a ResNet-50
+            of random weights, for measurements alone: its batch norms are never trained.
+        seed: of the random weights.
+        segmentor_config: fields that differ from the reference, as of
+            :class:`~transformers.Mask2FormerConfig`.
+
+    Raises:
+        OSError: if a checkpoint is not found.
+        ValueError: if a checkpoint is of another kind or lacks weights.
+    """
+    pretrained = None if backbone is None else load_whole(ResNetBackbone, backbone, ("resnet",))
+    resnet = (
+        ResNetConfig(out_features=list(BACKBONE_STAGES))
+        if backbone is None
+        else ResNetConfig.from_pretrained(backbone, out_features=list(BACKBONE_STAGES))
+    )
+    text_tower, text_settings, text_source = _load_text(text)
+    torch.manual_seed(seed)
+    model = ConcatForPanopticSegmentation(
+        ConcatConfig(
+            segmentor_config={
+                "backbone_config": resnet.to_dict(),
+                **REFERENCE_SEGMENTOR,
+                **segmentor_config,
+            },
+            logit_scale=100.0,
+            **text_settings,
+        )
+    )
+    if pretrained is not None:
+        model.segmentor.pixel_level_module.encoder.load_state_dict(pretrained.state_dict())
+    if text_tower is not None:
+        model.text_model.load_state_dict(text_tower.state_dict())
+    image_processor = ConcatImageProcessorPil(size={"shortest_edge": 800, "longest_edge": 1333})
+    return model, ConcatProcessor(image_processor, **text_source)
+
+
+def _load_text(text: str | Path | PrecomputedTextEmbeddings) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The text tower, None with vectors; what the model's config says of texts; the processor's part."""
+    if isinstance(text, PrecomputedTextEmbeddings):
+        return None, {"projection_dim": text.embeddings.shape[1]}, {"text_embeddings": text}
+    tower = load_text_tower(str(text))
+    pooling = infer_text_pooling(tower.config)
+    settings = {
+        "text_config": tower.config,
+        "text_pooling": pooling,
+        "projection_dim": infer_text_width(tower.config, pooling),
+    }
+    return tower, settings, {"tokenizer": AutoTokenizer.from_pretrained(str(text))}
+
+
+def build_coco_concat_stages(
+    output: Path,
+    *,
+    num_processes: int = 1,
+    gradient_accumulation_steps: int = 1,
+    mixed_precision: MixedPrecision = "bf16",
+    seed: int = 0,
+    num_workers: int = 4,
+) -> dict[str, TrainerArguments]:
+    """Arguments of all stages: PADing's schedules, which CONCAT follows.
+
+    Union fine-tuning takes as many steps as the generator, a choice of ours.
+
+    Args:
+        output: every stage gets a folder of its name in it.
+        num_processes: of the stage "alignment"; 16 pictures a step are divided among them.
+        gradient_accumulation_steps: forward passes in which a process takes its share, where memory is short.
+        mixed_precision: autocast dtype.
+        seed: of data order, augmentation and points.
+        num_workers: of each process, to load pictures.
+
+    Raises:
+        ValueError: if 16 cannot be divided so.
+    """
+    passes = num_processes * gradient_accumulation_steps
+    if passes < 1 or PICTURES_PER_STEP % passes:
+        raise ValueError(
+            f"num_processes × gradient_accumulation_steps must divide the {PICTURES_PER_STEP} pictures of a "
+            f"step, got {num_processes} × {gradient_accumulation_steps}"
+        )
+    alignment_steps = 140_350
+    alignment = TrainerArguments(
+        output_dir=output / AlignmentStage.name,
+        steps=alignment_steps,
+        batch_size=PICTURES_PER_STEP // passes,
+        gradient_accumulation_steps=gradient_accumulation_steps,
+        learning_rate=1e-4,
+        backbone_learning_rate_multiplier=0.1,
+        weight_decay=0.05,
+        max_grad_norm=0.01,
+        milestones=(126_315 / alignment_steps, 133_333 / alignment_steps),
+        mixed_precision=mixed_precision,
+        seed=seed,
+        save_every=2_000,
+        log_every=50,
+        num_workers=num_workers,
+    )
+    generator = TrainerArguments(
+        output_dir=output / GeneratorStage.name,
+        steps=20_000,
+        batch_size=12,
+        learning_rate=5e-4,
+        weight_decay=0.0,
+        max_grad_norm=None,
+        milestones=(0.7, 0.925),
+        mixed_precision=mixed_precision,
+        seed=seed,
+        save_every=5_000,
+        log_every=100,
+        num_workers=0,
+    )
+    union = TrainerArguments(
+        output_dir=output / UnionStage.name,
+        steps=20_000,
+        batch_size=12,
+        optimizer="sgd",
+        learning_rate=1e-3,
+        weight_decay=5e-4,
+        max_grad_norm=None,
+        schedule="constant",
+        mixed_precision=mixed_precision,
+        seed=seed,
+        save_every=5_000,
+        log_every=100,
+        num_workers=0,
+    )
+    return {AlignmentStage.name: alignment, GeneratorStage.name: generator, UnionStage.name: union}
+
+
+def build_coco_tokens(dataset: PanopticDataset, teacher: VisionLanguageTeacher, folder: Path) -> TensorStore:
+    """Compute the CLS tokens of the pictures without unseen segments, as far as they are missing.
+
+    Run it in one process before the stage "alignment": several would write the same files.
+
+    Args:
+        dataset: all training pictures; its vocabulary says which labels are unseen.
+        teacher: moved to accelerate's device.
+        folder: keeps the tokens.
+    """
+    teacher.to(PartialState().device)
+    return build_clip_tokens(
+        drop_images_with_unseen(dataset),
+        folder,
+        encode=teacher.encode_images,
+        image_size=teacher.image_size,
+        fill_color=teacher.fill_color,
+        teacher_hash=teacher.weights_hash,
+    )
+
+
+def train_coco_alignment(
+    model: ConcatForPanopticSegmentation,
+    processor: ConcatProcessor,
+    dataset: PanopticDataset,
+    tokens: TensorStore,
+    arguments: TrainerArguments,
+    *,
+    picture_size: tuple[int, int] = PICTURE_SIZE,
+    alignment: AlignmentOptions | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    stream: TextIO | None = None,
+) -> TrainingResult:
+    """Train the segmentor on pictures without unseen segments, with conditional token alignment.
+
+    Args:
+        model: trained in place.
+        processor: of the same checkpoint.
+        dataset: all training pictures; its vocabulary says which labels are unseen.
+        tokens: of the same data set, by :func:`build_coco_tokens`.
+        arguments: of the stage, by :func:`build_coco_concat_stages`.
+        picture_size: (height, width) that the pictures are jittered to, in pixels.
+        alignment: weights and bank size.
+        resume: go on where an earlier run of the same arguments stopped or was killed.
+        overwrite: start anew in a folder that holds a run.
+        stream: console output, standard error if None.
+
+    Raises:
+        As :func:`~zsseg.training.recipes.concat.train_concat`.
+    """
+    results = train_concat(
+        model,
+        processor,
+        ClipTokenDataset(drop_images_with_unseen(dataset), tokens),
+        stages={AlignmentStage.name: arguments},
+        transform=build_concat_transform(picture_size),
+        unseen="drop_images",
+        alignment=alignment,
+        resume=resume,
+        overwrite=overwrite,
+        stream=stream,
+    )
+    return results[AlignmentStage.name]
+
+
+def build_coco_queries(
+    model: ConcatForPanopticSegmentation,
+    processor: ConcatProcessor,
+    dataset: PanopticDataset,
+    folder: Path,
+    *,
+    picture_size: tuple[int, int] = PICTURE_SIZE,
+    num_images: int = COCO_TRANSITION.query_images,
+) -> TensorStore:
+    """Extract the queries of pictures without unseen segments, as far as they are missing.
+
+    Each picture is shown once, scaled to fit and padded.
+
+    Args:
+        model: with a trained segmentor; moved to accelerate's device.
+        processor: of the same checkpoint.
+        dataset: all training pictures; its vocabulary says which labels are unseen.
+        folder: keeps the queries.
+        picture_size: (height, width) that the pictures are brought to, in pixels.
+        num_images: how many pictures at most.
+    """
+    model.to(PartialState().device)
+    pictures = _fit_pictures(dataset, picture_size)
+    seen = pictures.vocabulary.select(pictures.vocabulary.seen_label_ids)
+    return build_query_store(
+        model,
+        pictures,
+        folder,
+        collate=build_seen_collator(processor, pictures.vocabulary),
+        context=StageContext(seen, **encode_vocabulary(model, processor, seen)),
+        data_setup=_describe_pictures(picture_size),
+        num_images=min(num_images, len(pictures)),
+        batch_size=QUERY_BATCH_SIZE,
+    )
+
+
+def train_coco_transition(
+    model: ConcatForPanopticSegmentation,
+    processor: ConcatProcessor,
+    dataset: PanopticDataset,
+    stages: Mapping[str, TrainerArguments],
+    *,
+    query_folder: Path,
+    picture_size: tuple[int, int] = PICTURE_SIZE,
+    options: TransitionOptions = COCO_TRANSITION,
+    union_options: UnionOptions | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    stream: TextIO | None = None,
+) -> dict[str, TrainingResult]:
+    """Train generator and projector on the queries of pictures without unseen segments (transductive).
+
+    Run it in one process.
+
+    Args:
+        model: with a trained segmentor; moved to accelerate's device and trained in place.
+        processor: of the same checkpoint.
+        dataset: all training pictures; its vocabulary says which labels are unseen, by name alone.
+        stages: some of :func:`build_coco_concat_stages`, without "alignment".
+        query_folder: keeps the queries; those that are missing are extracted.
+        picture_size: (height, width) that the pictures are brought to, in pixels.
+        options: of the generator.
+        union_options: of union fine-tuning.
+        resume: go on where an earlier run of the same arguments stopped or was killed.
+        overwrite: start anew in folders that hold a run.
+        stream: console output, standard error if None.
+
+    Raises:
+        As :func:`~zsseg.training.recipes.concat_transition.train_concat_transition`.
+    """
+    build_coco_queries(
+        model,
+        processor,
+        dataset,
+        query_folder,
+        picture_size=picture_size,
+        num_images=options.query_images,
+    )
+    vocabulary = dataset.vocabulary
+    return train_concat_transition(
+        model,
+        processor,
+        _fit_pictures(dataset, picture_size),
+        stages=stages,
+        store_folder=query_folder,
+        unseen=vocabulary.select(vocabulary.unseen_label_ids),
+        data_setup=_describe_pictures(picture_size),
+        options=options,
+        union_options=union_options,
+        resume=resume,
+        overwrite=overwrite,
+        stream=stream,
+    )
+
+
+def _fit_pictures(dataset: PanopticDataset, picture_size: tuple[int, int]) -> PanopticDataset:
+    fit = LargeScaleJitter(picture_size, min_scale=1.0, max_scale=1.0)
+    return TransformedDataset(drop_images_with_unseen(dataset), fit, seed=0)
+
+
+def _describe_pictures(picture_size: tuple[int, int]) -> dict[str, str]:
+    """The identity of what queries are extracted from, beside the segmentor and the labels."""
+    return {"pictures": f"without unseen segments, fit into {picture_size}"}
