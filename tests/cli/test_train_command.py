@@ -1,19 +1,23 @@
+import functools
 import json
 import signal
 
 import pytest
 import torch
-from transformers import pipeline
+from transformers import CLIPImageProcessorPil, pipeline
 
-from testing.tiny_models import build_picture
+from testing.tiny_models import build_picture, save_clip
 from testing.tiny_semantic_maps import write_semantic_maps
 from zsseg import ConcatForPanopticSegmentation, ConcatProcessor
-from zsseg.cli.ground_truth import LabelSetup
 from zsseg.cli.messages import UsageError
-from zsseg.cli.training_run import TrainingRun, build_stage_arguments
+from zsseg.cli.training_run import choose_stages
 from zsseg.data.semantic_maps import SemanticMapDataset
+from zsseg.training.recipes.concat_transition import TransitionOptions
+from zsseg.training.recipes.patchwork_clip import build_patchwork_clip
+from zsseg.vocabulary import Vocabulary
 
 SMALL = ("--size", 64, 64, "--batch-size", 2, "--num-workers", 0)
+QUERY_STAGES = {"generator": {"steps": 2}, "union": {"steps": 2, "batch_size": 2}}
 
 
 @pytest.fixture(scope="module")
@@ -21,35 +25,76 @@ def maps(tmp_path_factory):
     return write_semantic_maps(tmp_path_factory.mktemp("training") / "maps")
 
 
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    save_clip(folder)
+    CLIPImageProcessorPil().save_pretrained(folder)
+    return folder
+
+
 def load_weights(folder):
     return ConcatForPanopticSegmentation.from_pretrained(folder).state_dict()
 
 
+def write_arguments(path, content):
+    path.write_text(json.dumps(content))
+    return path
+
+
 @pytest.mark.slow
-def test_all_stages_end_in_a_checkpoint_that_the_pipeline_loads(run, maps, concat_checkpoint, tmp_path):
+def test_all_stages_end_in_a_checkpoint_that_the_pipeline_loads_and_that_adapts(
+    run, maps, concat_checkpoint, tmp_path
+):
     output = tmp_path / "run"
-    arguments = tmp_path / "arguments.json"
-    content = {"log_every": 1, "learning_rate": 5.0, "warmup": {"steps": 3}, "segmentor": {"steps": 2}}
-    arguments.write_text(json.dumps(content))
+    sections = {"warmup": {"steps": 3}, "segmentor": {"steps": 2}, **QUERY_STAGES}
+    content = {"log_every": 1, "learning_rate": 5.0, **sections}
+    arguments = write_arguments(tmp_path / "arguments.json", content)
     outcome = run(
         *("train", "concat", "--data", maps, "--val", maps, "-m", concat_checkpoint, "-o", output, *SMALL),
         *("--arguments", arguments, "--learning-rate", 1e-4, "--unseen-policy", "ignore_pixels"),
     )
     assert outcome.code == 0
     lines = outcome.stdout.splitlines()
-    assert "6 images · 3 labels (2 seen, 1 unseen), clean names · unseen: ignore_pixels" in lines
-    assert f"warmup 3 steps, segmentor 2 steps → {output}" in lines
+    assert (
+        "6 images · 3 labels (2 seen, 1 unseen), clean names · unseen: ignore_pixels, transductive" in lines
+    )
+    assert f"warmup 3 steps, segmentor 2 steps, generator 2 steps, union 2 steps → {output}" in lines
     assert f"wrote {output / 'checkpoint'}" in lines
-    assert "best by mIoU_seen: " in lines[-1]
+    assert lines[-2].startswith("segmentor, best by mIoU_seen: ")
+    assert lines[-1].startswith("union, best by mIoU_seen: ")
     records = [json.loads(line) for line in (output / "warmup" / "metrics.jsonl").read_text().splitlines()]
     assert {record["learning_rate"] for record in records} <= {1e-4, 1e-5, 1e-6}
-    before, after = load_weights(concat_checkpoint), load_weights(output / "checkpoint")
+    before, after = load_weights(concat_checkpoint), load_weights(output / "segmentor" / "last")
     changed = {name.split(".")[0] for name in before if not torch.equal(before[name], after[name])}
     assert changed == {"segmentor", "semantic_projector", "no_object_embedding"}
-    last = load_weights(output / "segmentor" / "last")
-    assert all(torch.equal(after[name], last[name]) for name in after)
+    final, last = load_weights(output / "checkpoint"), load_weights(output / "union" / "last")
+    assert all(torch.equal(final[name], last[name]) for name in final)
     segment = pipeline("zero-shot-semantic-segmentation", model=str(output / "checkpoint"))
     assert segment(build_picture(40, 40), candidate_labels=["red", "violet"])
+    adapted = run(
+        *("adapt", output / "checkpoint", "--labels", "violet", "-o", tmp_path / "new", "--steps", 1)
+    )
+    assert adapted.code == 0
+    assert "the checkpoint knows 4 labels" in adapted.stdout
+
+
+@pytest.mark.slow
+def test_a_teacher_turns_the_segmentor_stage_into_alignment(run, maps, concat_checkpoint, teacher, tmp_path):
+    content = {"steps": 1, **QUERY_STAGES}
+    outcome = run(
+        *("train", "concat", "--data", maps, "-m", concat_checkpoint, "--teacher", teacher, *SMALL),
+        *("-o", tmp_path / "run", "--setting", "inductive", "--generator", "cvae"),
+        *("--arguments", write_arguments(tmp_path / "arguments.json", content)),
+    )
+    assert outcome.code == 0
+    stages = f"warmup 1 step, alignment 1 step, generator 2 steps → {tmp_path / 'run'}"
+    assert stages in outcome.stdout.splitlines()
+    assert outcome.stderr.count("kept 3 of") == 1
+    assert (tmp_path / "run" / "clip-tokens").is_dir()
+    model = ConcatForPanopticSegmentation.from_pretrained(tmp_path / "run" / "checkpoint")
+    assert model.config.generator_type == "cvae"
+    assert model.config.known_labels == ["red", "green"]
 
 
 def test_images_with_unseen_labels_are_dropped_by_default(run, maps, concat_checkpoint, tmp_path):
@@ -87,30 +132,24 @@ class InterruptedDataset(SemanticMapDataset):
         return super().__getitem__(index)
 
 
-def test_an_interrupted_run_ends_with_resume_as_if_nothing_had_happened(maps, concat_checkpoint, tmp_path):
-    def train(output, dataset_class, *, resume):
-        options = {"steps": 3, "batch_size": 1, "num_workers": 0}
-        run = TrainingRun(
-            stages=build_stage_arguments(output, "warmup", None, from_file={}, from_options=options),
-            dataset=dataset_class(maps),
-            validation=None,
-            labels=LabelSetup(),
-            output=output,
-        )
-        run.load(model=str(concat_checkpoint), mask2former=None, clip=None)
-        return run.train(
-            size=(64, 64),
-            min_scale=0.5,
-            max_scale=1.5,
-            unseen_policy="ignore_pixels",
-            resume=resume,
-            overwrite=False,
+def test_an_interrupted_run_ends_with_resume_as_if_nothing_had_happened(
+    run, maps, concat_checkpoint, tmp_path, monkeypatch
+):
+    def train(output, *options):
+        return run(
+            *("train", "concat", "--stage", "warmup", "--data", maps, "-m", concat_checkpoint, "-o", output),
+            *("--size", 64, 64, "--batch-size", 1, "--num-workers", 0, "--steps", 3, *options),
+            *("--min-scale", 0.5, "--max-scale", 1.5, "--unseen-policy", "ignore_pixels"),
         )
 
-    assert train(tmp_path / "whole", SemanticMapDataset, resume=False)
-    assert not train(tmp_path / "parts", InterruptedDataset, resume=False)
+    assert train(tmp_path / "whole").code == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("zsseg.cli.ground_truth.SemanticMapDataset", InterruptedDataset)
+        interrupted = train(tmp_path / "parts")
+    assert interrupted.code == 1
+    assert "the same command with --resume goes on from here" in interrupted.stderr
     assert not (tmp_path / "parts" / "checkpoint").exists()
-    assert train(tmp_path / "parts", SemanticMapDataset, resume=True)
+    assert train(tmp_path / "parts", "--resume").code == 0
     whole, parts = (load_weights(tmp_path / name / "checkpoint") for name in ("whole", "parts"))
     assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
@@ -140,12 +179,16 @@ def test_a_run_in_the_way_is_kept(run, maps, concat_checkpoint, tmp_path):
         (("-m", "a", "--mask2former", "b", "--clip", "c"), 2, "name the start weights"),
         (("--mask2former", "b"), 2, "name the start weights"),
         (("-m", "/no/such"), 1, "no checkpoint folder at /no/such"),
+        (("-m", "a", "--teacher", "/no/such"), 1, "no checkpoint folder at /no/such"),
         (("-m", "a", "--resume", "--overwrite"), 2, "give one of them"),
         (("-m", "a", "--evaluate-every", "5"), 2, "need --val"),
         (("-m", "a", "--images", "b"), 2, "leave the images out"),
         (("-m", "a"), 2, "--steps"),
         (("-m", "a", "--steps", "0"), 1, "steps must be at least 1"),
         (("-m", "a", "--steps", "1", "--arguments", "nowhere.json"), 1, "no annotation file"),
+        (("-m", "a", "--steps", "1", "--stage", "alignment"), 2, "--teacher and --stage alignment"),
+        (("-m", "a", "--steps", "1", "--stage", "warmup", "--generator", "mlp"), 2, "does not run"),
+        (("-m", "a", "--stage", "union", "--setting", "inductive"), 2, "--setting transductive"),
     ],
 )
 def test_mistakes_are_said_in_one_line(run, maps, tmp_path, options, code, message):
@@ -156,36 +199,96 @@ def test_mistakes_are_said_in_one_line(run, maps, tmp_path, options, code, messa
     assert not (tmp_path / "run").exists()
 
 
-def test_the_command_line_wins_over_the_file_and_the_stage_over_all(tmp_path):
-    from_file = {"steps": 9, "batch_size": 3, "warmup": {"batch_size": 4}, "metric_for_best": "mIoU"}
-    stages = build_stage_arguments(
-        tmp_path, None, None, from_file=from_file, from_options={"steps": 7, "evaluate_every": 2}
+def test_a_stage_that_lacks_a_generator_is_refused(run, maps, concat_checkpoint, tmp_path):
+    outcome = run(
+        *("train", "concat", "--data", maps, "-m", concat_checkpoint, "-o", tmp_path, "--stage", "union")
     )
-    assert {name: (a.steps, a.batch_size, a.evaluate_every) for name, a in stages.items()} == {
-        "warmup": (7, 4, None),
-        "segmentor": (7, 3, 2),
-    }
-    assert stages["warmup"].output_dir == tmp_path / "warmup"
-    assert stages["segmentor"].metric_for_best == "mIoU"
+    assert outcome.code == 1
+    assert (
+        'needs a query generator, but the checkpoint holds none: run the stage "generator"' in outcome.stderr
+    )
+
+
+def test_stages_follow_from_data_setting_and_teacher():
+    labels = Vocabulary.from_labels(["red", "blue"])
+    assert choose_stages("all", labels, setting="transductive", has_teacher=True) == (
+        *("warmup", "alignment", "generator"),
+    )
+    with pytest.raises(UsageError, match="data with unseen labels"):
+        choose_stages("union", labels, setting="transductive", has_teacher=False)
+    with pytest.raises(UsageError, match="go together"):
+        choose_stages("generator", labels, setting="transductive", has_teacher=True)
+
+
+@pytest.mark.slow
+def test_the_patchwork_recipe_ends_where_it_is_told_to_and_goes_on(run, tmp_path, monkeypatch):
+    monkeypatch.setattr("zsseg.training.recipes.patchwork_concat.VALIDATION_SCENES", 1)
+    few_queries = functools.partial(TransitionOptions, query_images=4, memory_size=20)
+    monkeypatch.setattr("zsseg.cli.patchwork_training_run.TransitionOptions", few_queries)
+    for part in build_patchwork_clip():
+        part.save_pretrained(tmp_path / "clip")
+    output = tmp_path / "run"
+    content = {"steps": 1, **QUERY_STAGES}
+    command = (
+        *("train", "concat", "--recipe", "patchwork", "--clip", tmp_path / "clip", "-o", output),
+        *("--batch-size", 1, "--num-workers", 0, "--mixed-precision", "no", "--split", "seed-1"),
+        *("--arguments", write_arguments(tmp_path / "arguments.json", content), "--generator", "cvae"),
+    )
+    assert run(*command, "--stage", "segmentor").code == 0
+    assert load_weights(output / "checkpoint").keys() == load_weights(output / "segmentor" / "last").keys()
+    assert not (output / "alignment").exists()
+    refused = run(*command)
+    assert refused.code == 2
+    assert "pass --resume" in refused.stderr
+    outcome = run(*command, "--resume")
+    assert outcome.code == 0
+    assert "Patchwork, split seed-1, transductive" in outcome.stdout
+    model = ConcatForPanopticSegmentation.from_pretrained(output / "checkpoint")
+    assert model.config.generator_type == "cvae"
+    assert len(model.config.known_labels) == 60
 
 
 @pytest.mark.parametrize(
-    ("from_file", "message"),
+    ("options", "code", "message"),
     [
-        ({"step": 1}, "unknown training arguments"),
-        ({"steps": "many"}, "steps must be an integer"),
-        ({"steps": 1, "output_dir": "x"}, "output_dir"),
-        ({"steps": 1, "warmup": {"output_dir": "x"}}, "output_dir"),
-        ({"steps": 1, "warmup": 3}, "'warmup' must hold training arguments"),
+        (("--data", "a", "--size", 9, 9, "--model", "b"), 2, "leave out --data, --model, --size"),
+        (("--teacher", "a", "--steps", "1"), 2, "leave out --teacher, --steps"),
+        (("--clip", "/no/such"), 1, "no checkpoint folder at /no/such"),
+        (("--stage", "warmup"), 2, "ends with one of ['segmentor', 'alignment', 'generator', 'union']"),
+        (("--stage", "union", "--setting", "inductive"), 2, "'generator'], got union"),
+        (("--resume", "--overwrite"), 2, "give one of them"),
+        (("--resume",), 1, "no stage has a checkpoint to resume"),
+        (("--split", "B"), 1, 'a Patchwork split is "A" or "seed-N"'),
+        (("--batch-size", "0"), 1, "batch_size must be at least 1"),
     ],
 )
-def test_a_file_that_does_not_fit_is_refused(tmp_path, from_file, message):
-    with pytest.raises(ValueError, match=message):
-        build_stage_arguments(tmp_path, "warmup", None, from_file={"steps": 1, **from_file}, from_options={})
+def test_what_the_recipe_has_no_use_for_is_said_in_one_line(run, tmp_path, options, code, message):
+    outcome = run("train", "concat", "--recipe", "patchwork", "-o", tmp_path / "run", *options)
+    assert outcome.code == code
+    assert message in outcome.stderr
+    assert "Traceback" not in outcome.stderr
+    assert not (tmp_path / "run").exists()
 
 
-def test_steps_must_be_said(tmp_path):
-    with pytest.raises(UsageError, match="'segmentor'"):
-        build_stage_arguments(
-            tmp_path, None, None, from_file={"warmup": {"steps": 1}}, from_options={"batch_size": 1}
-        )
+def test_data_or_a_recipe_must_be_named(run, tmp_path):
+    outcome = run("train", "concat", "-o", tmp_path / "run")
+    assert outcome.code == 2
+    assert "--data PATH, or --recipe patchwork" in outcome.stderr
+
+
+def test_a_final_checkpoint_holds_nothing_of_an_earlier_one(run, maps, concat_checkpoint, tmp_path):
+    folder = tmp_path / "run" / "checkpoint"
+    folder.mkdir(parents=True)
+    (folder / "model.safetensors").write_text("half written")
+    (folder / "notes.txt").write_text("mine")
+    command = (
+        *("train", "concat", "--stage", "warmup", "--data", maps, "-m", concat_checkpoint, *SMALL),
+        *("-o", tmp_path / "run", "--steps", 1),
+    )
+    outcome = run(*command, "--overwrite")
+    assert outcome.code == 1
+    assert "notes.txt" in outcome.stderr
+    assert (folder / "model.safetensors").read_text() == "half written"
+    (folder / "notes.txt").unlink()
+    assert run(*command, "--resume").code == 0
+    assert load_weights(folder)

@@ -1,6 +1,7 @@
-"""From the options of ``zsseg train`` to a recipe that runs, and a checkpoint at its end."""
+"""From the options of ``zsseg train concat`` to the stages that run, and a checkpoint at their end."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -11,110 +12,113 @@ from accelerate import PartialState
 from zsseg.cli.checkpoint_loading import quieten_transformers
 from zsseg.cli.ground_truth import LabelSetup, describe_labels
 from zsseg.cli.messages import UsageError
+from zsseg.cli.stage_arguments import CHECKPOINT_FOLDER, build_stage_arguments
 from zsseg.cli.text_layout import format_count, format_percent
-from zsseg.data.annotation_files import read_annotation_json
 from zsseg.data.coco_panoptic import CocoPanopticDataset
 from zsseg.data.examples import PanopticDataset
+from zsseg.data.tensor_store import TensorStoreError
+from zsseg.layers.vision_language import VisionLanguageTeacher, load_vision_language_teacher
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.processing_concat import ConcatProcessor
+from zsseg.publishing.folder_replacement import replacing_folder
 from zsseg.training.arguments import TrainerArguments
-from zsseg.training.checkpointing import CheckpointError
+from zsseg.training.checkpointing import CheckpointError, Saveable
 from zsseg.training.evaluation import Task, evaluate_model
-from zsseg.training.recipes.concat import (
-    CONCAT_STAGES,
-    UnseenPolicy,
-    build_concat_transform,
-    train_concat,
-)
-from zsseg.training.recipes.concat_segmentor import SegmentorStage
+from zsseg.training.recipe_parts import are_complete
+from zsseg.training.recipes.concat import UnseenPolicy
+from zsseg.training.recipes.concat_segmentor import AlignmentStage, SegmentorStage, WarmupStage
+from zsseg.training.recipes.concat_stages import Setting, train_concat_stages
+from zsseg.training.recipes.concat_transition import GeneratorStage, TransitionOptions, UnionStage
+from zsseg.training.recipes.patchwork import PatchworkSteps
+from zsseg.training.recipes.patchwork_transition import build_patchwork_transition_stages
 from zsseg.training.trainer import Evaluate, TrainingDivergedError, TrainingResult
+from zsseg.vocabulary import Vocabulary
 
-CHECKPOINT_FOLDER = "checkpoint"
+STAGES = (WarmupStage.name, SegmentorStage.name, AlignmentStage.name, GeneratorStage.name, UnionStage.name)
 
 
-def read_arguments(path: Path) -> dict[str, Any]:
-    """The JSON object of ``--arguments``.
+def choose_stages(
+    stage: str, vocabulary: Vocabulary, *, setting: Setting, has_teacher: bool
+) -> tuple[str, ...]:
+    """The stages that ``--stage`` means.
+
+    Args:
+        stage: one of them, or "all": all that data, setting and teacher allow.
+        vocabulary: of the data.
+        setting: whether training knows unseen names.
+        has_teacher: whether there is a CLIP to learn from.
 
     Raises:
-        FileNotFoundError: if there is no such file.
-        ValueError: if it is no JSON object.
+        UsageError: if the one that is asked for cannot run.
     """
-    return read_annotation_json(path, ())
+    segmentor = AlignmentStage.name if has_teacher else SegmentorStage.name
+    has_union = setting == "transductive" and bool(vocabulary.unseen_label_ids)
+    if stage == "all":
+        chosen = (WarmupStage.name, segmentor, GeneratorStage.name)
+        return (*chosen, UnionStage.name) if has_union else chosen
+    if (stage == AlignmentStage.name) != has_teacher:
+        raise UsageError("--teacher and --stage alignment go together: the stage learns from the teacher")
+    if stage == UnionStage.name and not has_union:
+        raise UsageError(
+            "--stage union learns unseen labels by their names: it needs --setting transductive, and data "
+            "with unseen labels (--split or --unseen)"
+        )
+    return (stage,)
 
 
-def build_stage_arguments(
+def build_concat_arguments(
     output: Path,
-    stage: str | None,
+    names: Sequence[str],
     validation: PanopticDataset | None,
     *,
-    from_file: Mapping[str, Any],
+    arguments: Path | None,
     from_options: Mapping[str, Any],
 ) -> dict[str, TrainerArguments]:
-    """The arguments of each stage: those of the file, its own section of the file, the command's options.
+    """The arguments of the stages of these names; see :func:`build_stage_arguments`.
 
     The best checkpoint is chosen by the seen labels, unless the file names another metric: unseen ones must
     not decide anything in training.
 
-    Args:
-        output: every stage gets a folder of its name in it.
-        stage: the one to run; None runs all.
-        validation: what the run is evaluated on.
-        from_file: training arguments by name, and under a stage's name those of that stage alone.
-        from_options: what the command line sets.
-
     Raises:
-        ValueError: if an argument is unknown, or its value is out of range or of the wrong type.
-        UsageError: if nothing says how many steps to take.
+        UsageError: if the file asks for evaluation and there is nothing to evaluate on.
     """
-    sections = {name: from_file.get(name, {}) for name in CONCAT_STAGES}
-    for name, section in sections.items():
-        if not isinstance(section, Mapping):
-            raise ValueError(f"{name!r} must hold training arguments of that stage by name, got {section!r}")
-    shared = {name: value for name, value in from_file.items() if name not in CONCAT_STAGES}
-    if "output_dir" in shared or any("output_dir" in section for section in sections.values()):
-        raise ValueError("the arguments name an output_dir, but --output does; take it out of the file")
     metric = "PQ_seen" if isinstance(validation, CocoPanopticDataset) else "mIoU_seen"
-    stages = {}
-    for name in CONCAT_STAGES if stage is None else (stage,):
-        values = {"metric_for_best": metric, **shared, **sections[name], **from_options}
-        if "steps" not in values:
-            raise UsageError(f"say how many steps the stage {name!r} takes: --steps, or in --arguments")
-        if name != SegmentorStage.name:
-            values["evaluate_every"] = None
-        try:
-            stages[name] = TrainerArguments.from_dict({**values, "output_dir": output / name})
-        except TypeError as error:
-            raise ValueError(str(error)) from error
+    # Queries are as small as Patchwork's: what trains on them has the same arguments everywhere.
+    steps = PatchworkSteps()
+    transition = build_patchwork_transition_stages(
+        output, generator_steps=steps.generator, union_steps=steps.union, mixed_precision="no"
+    )
+    defaults = {
+        name: {**(transition[name].to_dict() if name in transition else {}), "metric_for_best": metric}
+        for name in names
+    }
+    stages = build_stage_arguments(
+        output,
+        defaults,
+        arguments=arguments,
+        from_options=from_options,
+        sections=STAGES,
+        evaluated=(SegmentorStage.name, AlignmentStage.name),
+    )
+    if validation is None and any(stage.evaluate_every is not None for stage in stages.values()):
+        raise UsageError("the arguments say evaluate_every, which needs --val, the data to evaluate on")
     return stages
 
 
-def check_stage_folders(output: Path, stages: Iterable[str]) -> None:
-    """Refuse to begin where an earlier run would be in the way.
-
-    Raises:
-        UsageError: if the folder of a stage or of the final checkpoint is there and not empty.
-    """
-    for folder in (*(output / name for name in stages), output / CHECKPOINT_FOLDER):
-        if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-            raise UsageError(
-                f"{folder} is not empty: pass --resume to go on with its run, --overwrite to start anew, or "
-                "choose another --output"
-            )
-
-
 class TrainingRun:
-    """One run of CONCAT's recipe.
+    """One run of CONCAT's stages on a data set.
 
     Args:
         stages: arguments by stage.
         dataset: what to train on.
-        validation: what to evaluate on during the segmentor stage; None does not evaluate.
+        validation: what to evaluate on; None does not evaluate.
         labels: how labels are spelled, for the record.
         output: folder of the stages' folders and of the checkpoint at the end.
     """
 
     model: ConcatForPanopticSegmentation
     processor: ConcatProcessor
+    teacher: VisionLanguageTeacher | None
 
     def __init__(
         self,
@@ -131,10 +135,25 @@ class TrainingRun:
         self.labels = labels
         self.output = output
 
-    def load(self, *, model: str | None, mask2former: str | None, clip: str | None) -> None:
-        """Load the start weights: a checkpoint, or a Mask2Former and a text encoder."""
+    def load(
+        self,
+        *,
+        model: str | None,
+        mask2former: str | None = None,
+        clip: str | None = None,
+        teacher: str | None = None,
+    ) -> None:
+        """Load the start weights, a checkpoint or a Mask2Former and a text encoder, and the teacher.
+
+        Raises:
+            ValueError: if a teacher of open_clip is named, which is not installed.
+        """
         quieten_transformers()
         torch.manual_seed(next(iter(self.stages.values())).seed)
+        try:
+            self.teacher = None if teacher is None else load_vision_language_teacher(teacher)
+        except ImportError as error:
+            raise ValueError(str(error)) from error
         if model is not None:
             self.source = model
             self.model = ConcatForPanopticSegmentation.from_pretrained(model)
@@ -144,20 +163,13 @@ class TrainingRun:
         self.model = ConcatForPanopticSegmentation.from_mask2former(str(mask2former), clip=str(clip))
         self.processor = ConcatProcessor.from_mask2former(str(mask2former), clip=str(clip))
 
-    def print_setup(self, unseen_policy: str) -> None:
+    def print_setup(self, unseen_policy: UnseenPolicy, setting: Setting) -> None:
         """What is trained from which weights, on which pictures and labels, for how long."""
-        if not PartialState().is_main_process:
-            return
-        typer.secho(f"{self.source} · {PartialState().device}", bold=True)
         vocabulary = self.dataset.vocabulary
-        policy = f" · unseen: {unseen_policy}" if vocabulary.unseen_label_ids else ""
-        typer.echo(
-            f"{format_count(len(self.dataset), 'image')} · {describe_labels(vocabulary, self.labels)}{policy}"
-        )
-        stages = ", ".join(
-            f"{name} {format_count(arguments.steps, 'step')}" for name, arguments in self.stages.items()
-        )
-        typer.echo(f"{stages} → {self.output}")
+        policy = f" · unseen: {unseen_policy}, {setting}" if vocabulary.unseen_label_ids else ""
+        labels = describe_labels(vocabulary, self.labels)
+        data = f"{format_count(len(self.dataset), 'image')} · {labels}{policy}"
+        print_setup(self.source, data, self.stages, self.output)
 
     def train(
         self,
@@ -166,16 +178,20 @@ class TrainingRun:
         min_scale: float,
         max_scale: float,
         unseen_policy: UnseenPolicy,
+        setting: Setting,
+        generator_type: str,
         resume: bool,
         overwrite: bool,
     ) -> bool:
-        """Run the recipe and write the checkpoint.
+        """Run the stages and write the checkpoint.
 
         Args:
             size: (height, width) of a training crop in pixels.
             min_scale: smallest factor of the scale jitter.
             max_scale: largest factor.
             unseen_policy: as of :func:`~zsseg.training.recipes.concat.train_concat`.
+            setting: whether training knows unseen names.
+            generator_type: "mlp", "cvae" or "primitives".
             resume: go on with an earlier run.
             overwrite: start anew in folders that hold one.
 
@@ -185,39 +201,25 @@ class TrainingRun:
         Raises:
             ValueError: if the run cannot begin, cannot be resumed, or diverges.
         """
-        try:
-            results = train_concat(
+        with training_errors_as_values():
+            results = train_concat_stages(
                 self.model,
                 self.processor,
                 self.dataset,
                 stages=self.stages,
-                transform=build_concat_transform(size, min_scale=min_scale, max_scale=max_scale),
+                store_folder=self.output,
+                size=size,
+                min_scale=min_scale,
+                max_scale=max_scale,
                 unseen=unseen_policy,
+                setting=setting,
+                teacher=self.teacher,
+                options=TransitionOptions(generator_type=generator_type),
                 evaluate=self._build_evaluation(),
                 resume=resume,
                 overwrite=overwrite,
             )
-        except (CheckpointError, TrainingDivergedError) as error:
-            raise ValueError(str(error)) from error
-        is_complete = all(result.is_complete for result in results.values())
-        if PartialState().is_main_process:
-            self._finish(results, is_complete)
-        return is_complete
-
-    def _finish(self, results: Mapping[str, TrainingResult], is_complete: bool) -> None:
-        if not is_complete:
-            typer.echo("the same command with --resume goes on from here", err=True)
-            return
-        folder = self.output / CHECKPOINT_FOLDER
-        self.model.save_pretrained(folder)
-        self.processor.save_pretrained(folder)
-        typer.echo(f"{typer.style('wrote', fg='green', bold=True)} {folder}")
-        for name, result in results.items():
-            if result.best_metric is not None:
-                metric = self.stages[name].metric_for_best
-                typer.echo(
-                    f"best by {metric}: {format_percent(result.best_metric)} % in {result.best_checkpoint}"
-                )
+        return finish_run(self.output, self.stages, results, self.model, self.processor)
 
     def _build_evaluation(self) -> Evaluate | None:
         validation = self.validation
@@ -225,3 +227,56 @@ class TrainingRun:
             return None
         task: Task = "panoptic" if isinstance(validation, CocoPanopticDataset) else "semantic"
         return lambda model: evaluate_model(model, self.processor, validation, task=task)
+
+
+def print_setup(source: str, data: str, stages: Mapping[str, TrainerArguments], output: Path) -> None:
+    """What begins from what, on which data, for how long."""
+    if not PartialState().is_main_process:
+        return
+    typer.secho(f"{source} · {PartialState().device}", bold=True)
+    typer.echo(data)
+    counts = ", ".join(f"{name} {format_count(stage.steps, 'step')}" for name, stage in stages.items())
+    typer.echo(f"{counts} → {output}")
+
+
+@contextmanager
+def training_errors_as_values() -> Iterator[None]:
+    """What goes wrong with a run is no bug of ours: one line is enough.
+
+    Raises:
+        ValueError: for an error of training's own kinds, with its message.
+    """
+    try:
+        yield
+    except (CheckpointError, TensorStoreError, TrainingDivergedError) as error:
+        raise ValueError(str(error)) from error
+
+
+def finish_run(
+    output: Path,
+    stages: Mapping[str, TrainerArguments],
+    results: Mapping[str, TrainingResult],
+    model: Saveable,
+    processor: Saveable,
+) -> bool:
+    """Write the final checkpoint, whole or not at all, or say how an interrupted run goes on.
+
+    Returns:
+        Whether all stages are complete.
+    """
+    is_complete = are_complete(results)
+    if not PartialState().is_main_process:
+        return is_complete
+    if not is_complete:
+        typer.echo("the same command with --resume goes on from here", err=True)
+        return False
+    folder = output / CHECKPOINT_FOLDER
+    with replacing_folder(folder) as unfinished:
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
+    typer.echo(f"{typer.style('wrote', fg='green', bold=True)} {folder}")
+    for name, result in results.items():
+        if result.best_metric is not None:
+            best = f"{stages[name].metric_for_best}: {format_percent(result.best_metric)} %"
+            typer.echo(f"{name}, best by {best} in {result.best_checkpoint}")
+    return True

@@ -88,7 +88,7 @@ def drop_images_with_unseen(dataset: PanopticDataset) -> SubsetDataset:
     """Keep the pictures without any unseen segment: the training set of zero-shot panoptic segmentation.
 
     Of COCO's 118,287 training pictures about 45,000 remain in the 119/14 split (CONCAT, arXiv:2402.13697).
-    The count is logged; ``len(dataset) - len(result)`` is the number dropped.
+    The count is logged if any are dropped; ``len(dataset) - len(result)`` is their number.
 
     Raises:
         ValueError: if the vocabulary has no unseen label, or no picture remains.
@@ -100,9 +100,8 @@ def drop_images_with_unseen(dataset: PanopticDataset) -> SubsetDataset:
             f"all {len(dataset)} pictures hold an unseen segment, so none would be left to train on; "
             "ignore_unseen keeps the pictures and hides only the unseen pixels"
         )
-    logger.info(
-        "kept %d of %d pictures: %d hold an unseen segment", len(kept), len(dataset), len(dataset) - len(kept)
-    )
+    if dropped := len(dataset) - len(kept):
+        logger.info("kept %d of %d pictures: %d hold an unseen segment", len(kept), len(dataset), dropped)
     return SubsetDataset(dataset, kept)
 
 

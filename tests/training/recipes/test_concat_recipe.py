@@ -175,7 +175,7 @@ def test_another_augmentation_is_another_run(tmp_path, dataset):
 
 
 def test_unusable_recipes_are_refused(tmp_path, dataset):
-    with pytest.raises(ValueError, match=r"'warmup', 'segmentor'\], got also \['generator'\]"):
+    with pytest.raises(ValueError, match=r"'segmentor', 'alignment'\], got also \['generator'\]"):
         train(dataset, build_stages(tmp_path, ["generator"]))
     with pytest.raises(ValueError, match="unseen must be one of"):
         train(dataset, build_stages(tmp_path), unseen="keep")

@@ -1,22 +1,14 @@
-import io
-from dataclasses import replace
-
 import pytest
 import torch
 
-from zsseg import ConcatForPanopticSegmentation, ConcatProcessor
 from zsseg.data.collate import PanopticCollator
 from zsseg.data.patchwork.dataset import PatchworkDataset
-from zsseg.data.patchwork.splits import SPLIT_A
 from zsseg.training.recipes.concat_segmentor import BackboneStage, WarmupStage, compute_segment_losses
-from zsseg.training.recipes.patchwork import PatchworkSteps, train_patchwork
 from zsseg.training.recipes.patchwork_clip import build_patchwork_clip
 from zsseg.training.recipes.patchwork_concat import (
     SHALLOW_DEPTHS,
     build_patchwork_concat,
-    build_patchwork_stages,
     deepen_backbone,
-    train_patchwork_concat,
 )
 from zsseg.training.stage import StageContext
 
@@ -33,13 +25,6 @@ def clip(tmp_path_factory):
 @pytest.fixture(scope="module")
 def untrained(clip):
     return build_patchwork_concat(clip)
-
-
-@pytest.fixture(autouse=True)
-def few_scenes(monkeypatch):
-    """The recipe's own worlds, with less to evaluate on."""
-    for module in ("patchwork_clip", "patchwork_concat"):
-        monkeypatch.setattr(f"zsseg.training.recipes.{module}.VALIDATION_SCENES", 2)
 
 
 def build_batch(count=2):
@@ -158,50 +143,3 @@ def test_the_warm_up_teaches_pixels_to_draw_their_segments(clip):
         history.append({name: float(value.detach()) for name, value in losses.items()})
     assert history[-1]["segment_mask"] < 0.8 * history[0]["segment_mask"]
     assert history[-1]["segment_class"] < history[0]["segment_class"]
-
-
-def test_training_meets_no_unseen_name(clip, tmp_path, monkeypatch):
-    texts = []
-    tokenize = ConcatProcessor.encode_labels
-
-    def listen(self, candidate_labels, **options):
-        texts.extend(candidate_labels.names)
-        return tokenize(self, candidate_labels, **options)
-
-    monkeypatch.setattr(ConcatProcessor, "encode_labels", listen)
-    stages = build_patchwork_stages(
-        tmp_path,
-        backbone_steps=1,
-        deepened_steps=1,
-        warmup_steps=1,
-        steps=1,
-        batch_size=2,
-        mixed_precision="no",
-        num_workers=0,
-    )
-    stages = {name: replace(stage, evaluate_every=None) for name, stage in stages.items()}
-    model, _, results = train_patchwork_concat(clip, stages, stream=io.StringIO())
-    assert all(result.is_complete for result in results.values())
-    assert len(set(texts)) == 48
-    assert not set(texts) & set(SPLIT_A)
-    tower = build_patchwork_concat(clip)[0].text_model.state_dict()
-    assert all(torch.equal(value, tower[name]) for name, value in model.text_model.state_dict().items())
-
-
-def test_both_models_are_trained_and_saved_and_a_finished_run_resumes_to_itself(tmp_path):
-    steps = PatchworkSteps(clip=1, vision=1, backbone=1, deepened=1, warmup=1, segmentor=1)
-    options = {"batch_size": 2, "mixed_precision": "no", "num_workers": 0}
-    assert train_patchwork(tmp_path, steps, **options)
-    first = ConcatForPanopticSegmentation.from_pretrained(tmp_path / "checkpoint")
-    processor = ConcatProcessor.from_pretrained(tmp_path / "checkpoint")
-    assert processor(candidate_labels=["red brick"])["input_ids"].shape == (1, 3, 8)
-    assert train_patchwork(tmp_path, steps, resume=True, **options)
-    second = ConcatForPanopticSegmentation.from_pretrained(tmp_path / "checkpoint")
-    assert all(torch.equal(value, second.state_dict()[name]) for name, value in first.state_dict().items())
-
-
-def test_a_segmentor_without_a_clip_is_refused(tmp_path):
-    with pytest.raises(FileNotFoundError, match="needs Patchwork's CLIP"):
-        train_patchwork(tmp_path, PatchworkSteps(), parts=("segmentor",))
-    with pytest.raises(ValueError, match="parts of Patchwork's recipe"):
-        train_patchwork(tmp_path, PatchworkSteps(), parts=("generator",))

@@ -117,7 +117,7 @@ def _evaluate(folder: Path, dataset: "PatchworkDataset", command: str) -> "Patch
     if (image_size := clip.config.vision_config.image_size) != IMAGE_SIZE:
         raise ValueError(
             f"{folder} is a CLIP of {image_size}×{image_size} pictures, but segments are cut out at "
-            f"{IMAGE_SIZE}×{IMAGE_SIZE}: take one that `zsseg train patchwork --part clip` made"
+            f"{IMAGE_SIZE}×{IMAGE_SIZE}: take one that `zsseg train patchwork-clip` made"
         )
     _, counts = evaluate_patchwork_clip(clip, CLIPProcessor.from_pretrained(folder), dataset)
     text_tower = (clip.text_model, clip.text_projection)

@@ -5,6 +5,7 @@ projected queries and text embeddings of the seen labels.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Literal, TextIO, get_args
 
 from zsseg.data.collate import PanopticCollator
@@ -63,6 +64,7 @@ def train_concat(
     unseen: UnseenPolicy,
     warmup_segment_weight: float = 0.0,
     alignment: AlignmentOptions | None = None,
+    data_setup: Mapping[str, str] = MappingProxyType({}),
     evaluate: Evaluate | None = None,
     resume: bool = False,
     overwrite: bool = False,
@@ -83,6 +85,7 @@ def train_concat(
             another, easier protocol, which a model card must name.
         warmup_segment_weight: as of :class:`WarmupStage`.
         alignment: weights of the stage "alignment".
+        data_setup: what else must be equal when a stage resumes, such as the teacher, by name.
         evaluate: the model → numbers by name, run during the segmentor and alignment stages; see
             :func:`~zsseg.training.evaluation.evaluate_model`. Queries know nothing before that stage.
         resume: go on where an earlier run of the same arguments stopped or was killed.
@@ -127,6 +130,7 @@ def train_concat(
         dataset=TransformedDataset(dataset, transform, seeds.pop()),
         collate=build_seen_collator(processor, vocabulary),
         data_setup={
+            **data_setup,
             "transform": repr(transform),
             "unseen": unseen,
             "warmup_segment_weight": str(warmup_segment_weight),

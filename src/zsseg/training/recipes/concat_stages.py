@@ -1,0 +1,204 @@
+"""All stages of CONCAT (arXiv:2402.13697) on pictures with ground truth, one after the other."""
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Literal, TextIO
+
+from accelerate import PartialState
+
+from zsseg.data.clip_tokens import ClipTokenDataset, build_clip_tokens
+from zsseg.data.examples import PanopticDataset
+from zsseg.data.seen_filter import drop_images_with_unseen, ignore_unseen
+from zsseg.data.transformed_dataset import TransformedDataset
+from zsseg.data.transforms import LargeScaleJitter
+from zsseg.layers.vision_language import VisionLanguageTeacher
+from zsseg.models.concat.adaptation_concat import UnionOptions
+from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
+from zsseg.models.concat.processing_concat import ConcatProcessor
+from zsseg.training.arguments import TrainerArguments
+from zsseg.training.recipe_parts import are_complete, choose_start, prepare_stages
+from zsseg.training.recipes.concat import UnseenPolicy, build_concat_transform, train_concat
+from zsseg.training.recipes.concat_segmentor import AlignmentOptions, AlignmentStage
+from zsseg.training.recipes.concat_transition import (
+    TRANSITION_STAGES,
+    GeneratorStage,
+    TransitionOptions,
+    UnionStage,
+    train_concat_transition,
+)
+from zsseg.training.trainer import Evaluate, TrainingResult
+
+Setting = Literal["inductive", "transductive"]
+"""Whether training knows the names of the unseen labels ("transductive"); it never knows their pictures."""
+
+TOKEN_FOLDER = "clip-tokens"
+QUERY_FOLDER = "queries"
+
+
+def train_concat_stages(
+    model: ConcatForPanopticSegmentation,
+    processor: ConcatProcessor,
+    dataset: PanopticDataset,
+    *,
+    stages: Mapping[str, TrainerArguments],
+    store_folder: Path,
+    size: tuple[int, int],
+    min_scale: float = 0.1,
+    max_scale: float = 2.0,
+    unseen: UnseenPolicy = "drop_images",
+    setting: Setting = "transductive",
+    teacher: VisionLanguageTeacher | None = None,
+    alignment: AlignmentOptions | None = None,
+    options: TransitionOptions | None = None,
+    union_options: UnionOptions | None = None,
+    evaluate: Evaluate | None = None,
+    resume: bool = False,
+    overwrite: bool = False,
+    stream: TextIO | None = None,
+) -> dict[str, TrainingResult]:
+    """Train the stages of :func:`train_concat`, then those of :func:`train_concat_transition`.
+
+    Args:
+        model: trained in place.
+        processor: of the same checkpoint.
+        dataset: pictures with ground truth; its vocabulary says which labels are seen.
+        stages: arguments by stage name.
+        store_folder: gets the teacher's tokens and the segmentor's queries.
+        size: (height, width) in pixels of a training crop, and of the pictures whose queries are extracted.
+        min_scale: smallest factor of the scale jitter.
+        max_scale: largest factor.
+        unseen: what happens to unseen segments; see :func:`train_concat`.
+        setting: "inductive" reads no unseen name; the stage "union" needs them.
+        teacher: a CLIP with the joint space of the model's texts; the stage "alignment" needs it.
+        alignment: of that stage.
+        options: of the generator.
+        union_options: of union fine-tuning.
+        evaluate: the model → numbers by name, run during segmentor and alignment, and after union.
+        resume: go on where an earlier run of the same arguments stopped or was killed.
+        overwrite: start anew in folders that hold a run.
+        stream: console output, standard error if None.
+
+    Returns:
+        How each stage that ran ended, by name.
+
+    Raises:
+        ValueError: if a stage lacks what it needs (a teacher, a generator, unseen names), or as for
+            :func:`train_concat` and :func:`train_concat_transition`.
+        CheckpointError: if there is nothing to resume, or it is of another run.
+        FileExistsError: if a folder is not empty and neither ``resume`` nor ``overwrite`` is given.
+    """
+    vocabulary = dataset.vocabulary
+    is_transductive = setting == "transductive" and bool(vocabulary.unseen_label_ids)
+    _check_stages(model, stages, teacher, is_transductive=is_transductive)
+    prepare_stages(stages.values(), resume=resume, overwrite=overwrite)
+    seen_pictures = _hide_unseen(dataset, unseen)
+    segmentor_stages = {name: stages[name] for name in stages if name not in TRANSITION_STAGES}
+    transition_stages = {name: stages[name] for name in stages if name in TRANSITION_STAGES}
+    model.to(PartialState().device)
+    results: dict[str, TrainingResult] = {}
+    if segmentor_stages:
+        results |= train_concat(
+            model,
+            processor,
+            seen_pictures if teacher is None else _add_tokens(seen_pictures, teacher, store_folder),
+            stages=segmentor_stages,
+            transform=build_concat_transform(size, min_scale=min_scale, max_scale=max_scale),
+            unseen=unseen,
+            alignment=alignment,
+            data_setup={} if teacher is None else {"teacher": teacher.weights_hash},
+            evaluate=evaluate,
+            stream=stream,
+            **choose_start(segmentor_stages.values(), resume=resume, overwrite=overwrite),
+        )
+    if transition_stages and are_complete(results):
+        # Pictures of one size without any jitter: what is stored has no epochs.
+        transform = LargeScaleJitter(size, min_scale=1.0, max_scale=1.0)
+        results |= train_concat_transition(
+            model,
+            processor,
+            TransformedDataset(seen_pictures, transform, seed=0),
+            stages=transition_stages,
+            store_folder=store_folder / QUERY_FOLDER,
+            unseen=vocabulary.select(vocabulary.unseen_label_ids) if is_transductive else None,
+            data_setup={
+                "transform": repr(transform),
+                "unseen": unseen,
+                "first example": _describe_first(seen_pictures),
+            },
+            options=_fit_memory(TransitionOptions() if options is None else options, model, seen_pictures),
+            union_options=union_options,
+            evaluate=evaluate,
+            stream=stream,
+            **choose_start(transition_stages.values(), resume=resume, overwrite=overwrite),
+        )
+    return results
+
+
+def _check_stages(
+    model: ConcatForPanopticSegmentation,
+    stages: Mapping[str, TrainerArguments],
+    teacher: VisionLanguageTeacher | None,
+    *,
+    is_transductive: bool,
+) -> None:
+    if AlignmentStage.name in stages and teacher is None:
+        raise ValueError('the stage "alignment" needs a teacher, the CLIP whose text space the model uses')
+    if teacher is not None and teacher.embed_dim != model.config.projection_dim:
+        raise ValueError(
+            f"the teacher's tokens have {teacher.embed_dim} numbers, but the model's text embeddings have "
+            f"{model.config.projection_dim}: the teacher must be the CLIP whose text tower gave them"
+        )
+    if UnionStage.name in stages:
+        if GeneratorStage.name not in stages and model.generator is None:
+            raise ValueError(
+                'the stage "union" needs a query generator, but the checkpoint holds none: run the stage '
+                '"generator" first, or start from a checkpoint that has one'
+            )
+        if not is_transductive:
+            raise ValueError(
+                'the stage "union" learns unseen labels by their names: it needs data with unseen labels, '
+                'and the setting "transductive"'
+            )
+
+
+def _hide_unseen(dataset: PanopticDataset, policy: UnseenPolicy) -> PanopticDataset:
+    """What may be learnt from: tokens and queries too are taken of nothing else."""
+    if not dataset.vocabulary.unseen_label_ids:
+        return dataset
+    return drop_images_with_unseen(dataset) if policy == "drop_images" else ignore_unseen(dataset)
+
+
+def _add_tokens(
+    dataset: PanopticDataset, teacher: VisionLanguageTeacher, store_folder: Path
+) -> ClipTokenDataset:
+    teacher.to(PartialState().device)
+    with PartialState().main_process_first():
+        tokens = build_clip_tokens(
+            dataset,
+            store_folder / TOKEN_FOLDER,
+            encode=teacher.encode_images,
+            image_size=teacher.image_size,
+            fill_color=teacher.fill_color,
+            teacher_hash=teacher.weights_hash,
+        )
+    teacher.to("cpu")
+    return ClipTokenDataset(dataset, tokens)
+
+
+def _describe_first(dataset: PanopticDataset) -> str:
+    """A digest that changes with the data set, as far as its first picture tells."""
+    example = dataset[0]
+    digest = hashlib.sha256(f"{len(dataset)} {example.file_name} {example.image.size}".encode())
+    digest.update(example.image.tobytes())
+    digest.update(example.target.segment_ids.tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _fit_memory(
+    options: TransitionOptions, model: ConcatForPanopticSegmentation, dataset: PanopticDataset
+) -> TransitionOptions:
+    """A checkpoint trained on a few pictures remembers all their queries."""
+    num_queries = model.config.segmentor_config.num_queries * min(options.query_images, len(dataset))
+    return replace(options, memory_size=min(options.memory_size, num_queries))

@@ -1,0 +1,182 @@
+import io
+
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPImageProcessorPil
+
+from testing.interrupting_stream import InterruptingStream
+from testing.tiny_models import build_clip_text_config, build_model, build_processor, save_clip
+from testing.tiny_semantic_maps import write_semantic_maps
+from testing.tokenized_texts import listen_to_texts, mentions
+from zsseg import ConcatForPanopticSegmentation
+from zsseg.data.semantic_maps import SemanticMapDataset
+from zsseg.data.tensor_store import TensorStore
+from zsseg.data.transforms import LargeScaleJitter, Resize
+from zsseg.layers.vision_language import load_vision_language_teacher
+from zsseg.training.arguments import TrainerArguments
+from zsseg.training.checkpointing import CheckpointError
+from zsseg.training.recipe_parts import are_complete
+from zsseg.training.recipes.concat_stages import train_concat_stages
+from zsseg.training.recipes.concat_transition import TransitionOptions
+
+ALL = ("warmup", "alignment", "generator", "union")
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return SemanticMapDataset(write_semantic_maps(tmp_path_factory.mktemp("maps") / "train", count=8))
+
+
+@pytest.fixture(scope="module")
+def teacher(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("teacher")
+    save_clip(folder)
+    CLIPImageProcessorPil().save_pretrained(folder)
+    return load_vision_language_teacher(folder)
+
+
+def train(dataset, folder, names=ALL, *, model=None, steps=2, **options):
+    stages = {
+        name: TrainerArguments(
+            output_dir=folder / name,
+            steps=steps,
+            batch_size=2,
+            learning_rate=1e-3,
+            num_workers=0,
+            save_every=None,
+        )
+        for name in names
+    }
+    model = build_model(text_config=build_clip_text_config()) if model is None else model
+    options = {
+        "size": (32, 48),
+        "options": TransitionOptions(noise_dim=4, hidden_dim=16),
+        "stream": io.StringIO(),
+        **options,
+    }
+    return model, train_concat_stages(
+        model, build_processor(), dataset, stages=stages, store_folder=folder, **options
+    )
+
+
+def find_changes(before, after):
+    assert before.keys() == after.keys()
+    return {name for name in before if not torch.equal(before[name], after[name])}
+
+
+@pytest.mark.slow
+def test_each_stage_goes_on_from_the_one_before_and_union_changes_two_parts_alone(dataset, teacher, tmp_path):
+    model, results = train(dataset, tmp_path, teacher=teacher)
+    assert list(results) == list(ALL)
+    assert are_complete(results)
+    weights = {
+        name: ConcatForPanopticSegmentation.from_pretrained(tmp_path / name / "last").state_dict()
+        for name in ALL
+    }
+    changed = find_changes(weights["generator"], model.state_dict())
+    assert changed == {"semantic_projector.0.weight", "semantic_projector.0.bias", "no_object_embedding"}
+    before = {name for name in weights["generator"] if name.startswith(("generator.", "memory."))}
+    assert weights["generator"].keys() - weights["alignment"].keys() == before
+    assert all(torch.equal(value, weights["generator"][name]) for name, value in weights["alignment"].items())
+    # Four of the eight pictures hold the unseen label: neither tokens nor queries were taken of them.
+    assert len(list((tmp_path / "clip-tokens").glob("items-00000000-00000004*"))) == 1
+    assert len(list((tmp_path / "queries").glob("items-00000000-00000004*"))) == 1
+    assert model.config.known_labels == ["red", "green", "blue"]
+    # All the queries there are: six of each picture.
+    assert model.config.memory_size == 24
+
+
+@pytest.mark.slow
+def test_a_run_that_is_stopped_in_every_stage_ends_as_if_it_never_was(dataset, teacher, tmp_path):
+    whole, _ = train(dataset, tmp_path / "whole", teacher=teacher)
+    for count, name in enumerate(ALL):
+        _, results = train(
+            dataset,
+            tmp_path / "parts",
+            teacher=teacher,
+            resume=count > 0,
+            stream=InterruptingStream(f"stage {name}:"),
+        )
+        assert not results[name].is_complete
+        assert list(results)[-1] == name
+    # Of the start weights only the text tower has a say any more.
+    start = build_model(text_config=build_clip_text_config(), seed=9)
+    start.text_model.load_state_dict(whole.text_model.state_dict())
+    parts, results = train(dataset, tmp_path / "parts", teacher=teacher, resume=True, model=start)
+    assert are_complete(results)
+    assert not find_changes(whole.state_dict(), parts.state_dict())
+
+
+@pytest.mark.slow
+def test_a_run_goes_on_after_its_last_stage_is_complete(dataset, tmp_path):
+    torch.manual_seed(0)
+    whole, _ = train(dataset, tmp_path / "whole", ("segmentor", "generator", "union"))
+    train(dataset, tmp_path / "parts", ("segmentor",))
+    torch.manual_seed(1)
+    parts, _ = train(dataset, tmp_path / "parts", ("segmentor", "generator", "union"), resume=True)
+    assert not find_changes(whole.state_dict(), parts.state_dict())
+
+
+@pytest.mark.parametrize("unseen", ["drop_images", "ignore_pixels"])
+def test_inductive_training_reads_no_unseen_name(dataset, tmp_path, monkeypatch, unseen):
+    heard = listen_to_texts(monkeypatch)
+    names = ("warmup", "segmentor", "generator")
+    model, results = train(dataset, tmp_path, names, setting="inductive", unseen=unseen)
+    assert are_complete(results)
+    assert mentions(heard, ["green"])
+    assert not mentions(heard, ["blue"])
+    assert model.config.known_labels == ["red", "green"]
+
+
+def test_transductive_training_reads_unseen_names_for_the_generator_only(dataset, tmp_path, monkeypatch):
+    heard = listen_to_texts(monkeypatch, lambda: (tmp_path / "segmentor" / "last").exists())
+    train(dataset, tmp_path, ("warmup", "segmentor", "generator"))
+    assert mentions(heard, ["blue"])
+    assert all(segmentor_is_done for _, segmentor_is_done in mentions(heard, ["blue"]))
+
+
+def test_pixels_of_unseen_labels_have_no_tokens(dataset, teacher, tmp_path):
+    train(dataset, tmp_path, ("alignment",), teacher=teacher, unseen="ignore_pixels")
+    (shard,) = (tmp_path / "clip-tokens").iterdir()
+    assert shard.name == "items-00000000-00000008.safetensors"
+    store = TensorStore(tmp_path / "clip-tokens", {}, 8, {0: shard})
+    # Pictures of odd index hold one seen and one unseen colour.
+    assert [len(store[index]["segment_ids"]) for index in range(4)] == [2, 1, 2, 1]
+
+
+@pytest.mark.parametrize("size", [(32, 32), (17, 53), (53, 17), (480, 360)])
+def test_pictures_whose_queries_are_stored_are_always_the_same(dataset, size):
+    example = Resize(size)(dataset[0], np.random.default_rng(0))
+    first, second = (
+        LargeScaleJitter((40, 30), 1.0, 1.0)(example, np.random.default_rng(seed)) for seed in (1, 2)
+    )
+    assert np.array_equal(np.asarray(first.image), np.asarray(second.image))
+    assert np.array_equal(first.target.segment_ids, second.target.segment_ids)
+
+
+def test_another_teacher_does_not_continue_the_run(dataset, teacher, tmp_path):
+    train(dataset, tmp_path, ("alignment",), teacher=teacher, stream=InterruptingStream("stage alignment:"))
+    save_clip(tmp_path / "other")
+    CLIPImageProcessorPil(image_mean=[0.1] * 3).save_pretrained(tmp_path / "other")
+    other = load_vision_language_teacher(tmp_path / "other")
+    with pytest.raises(CheckpointError, match="teacher: "):
+        train(dataset, tmp_path, ("alignment",), teacher=other, resume=True)
+
+
+def test_stages_that_lack_something_are_refused_before_anything_is_deleted(dataset, teacher, tmp_path):
+    notes = tmp_path / "union" / "checkpoint-000001"
+    notes.mkdir(parents=True)
+    for names, options, message in (
+        (("alignment",), {}, "needs a teacher"),
+        (("union",), {}, "needs a query generator"),
+        (("generator", "union"), {"setting": "inductive"}, 'the setting "transductive"'),
+        (
+            ("alignment",),
+            {"teacher": teacher, "model": build_model(projection_dim=7)},
+            "tokens have 12 numbers, but .* have 7",
+        ),
+    ):
+        with pytest.raises(ValueError, match=message):
+            train(dataset, tmp_path, names, overwrite=True, **options)
+    assert notes.is_dir()
