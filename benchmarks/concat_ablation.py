@@ -5,8 +5,8 @@
 START is a segmentor trained on the split by projection alone: the folder ``segmentor/last`` of a run of
 `zsseg train concat --recipe patchwork`. Rows of stage 1 go on from it for the same number of steps on the
 same scenes; rows of the later stages go on from a row of stage 1 of the same seed. Every row is scored on
-the 500 held-out standard scenes of `zsseg evaluate patchwork`. A stopped run goes on where it was; ``--rows``
-runs some rows alone.
+the 500 held-out standard scenes of `zsseg evaluate patchwork`. A stopped run goes on where it was. ``--csv``
+keeps every seed's figures, ``--write`` puts the table between the marks of a document.
 """
 
 import argparse
@@ -17,15 +17,26 @@ import statistics
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
 
 from zsseg import ConcatForPanopticSegmentation, ConcatProcessor
+from zsseg.checkpoints import packaged
+from zsseg.data.collate import PanopticCollator
 from zsseg.data.patchwork.dataset import HELD_OUT_SEED, PatchworkDataset
 from zsseg.data.transforms import Compose
 from zsseg.models.concat.adaptation_concat import UnionOptions
+from zsseg.models.concat.query_memory import NO_OBJECT
+from zsseg.models.inference import encode_vocabulary
+from zsseg.publishing.marked_sections import replace_marked_section
 from zsseg.training.patchwork_benchmark import evaluate_patchwork
+from zsseg.training.query_store import QueryDataset, build_query_store, collate_queries
+from zsseg.training.recipe import RecipeStep, run_recipe
 from zsseg.training.recipes.concat import train_concat
 from zsseg.training.recipes.concat_segmentor import AlignmentOptions, SegmentorStage
-from zsseg.training.recipes.concat_transition import TransitionOptions
+from zsseg.training.recipes.concat_transition import TransitionOptions, UnionStage, name_queries
 from zsseg.training.recipes.patchwork_concat import SEGMENTOR_SEED
 from zsseg.training.recipes.patchwork_transition import (
     build_patchwork_alignment_arguments,
@@ -34,6 +45,7 @@ from zsseg.training.recipes.patchwork_transition import (
     train_patchwork_alignment,
     train_patchwork_transition,
 )
+from zsseg.training.stage import Batch, StageContext
 
 HELD_OUT_SCENES = 500
 FIGURES = ("PQ", "PQ_seen", "PQ_unseen", "PQ_unseen_things", "PQ_unseen_stuff", "hPQ", "mIoU", "hIoU")
@@ -78,7 +90,18 @@ class TransitionRow:
     by_names: bool = False
 
 
-ROWS: Mapping[str, Stage1Row | TransitionRow] = {
+@dataclass(frozen=True)
+class UpperBoundRow:
+    """Union fine-tuning on real queries of the unseen labels, which no zero-shot method has.
+
+    Attributes:
+        base: name of the row of stage 1.
+    """
+
+    base: str
+
+
+ROWS: Mapping[str, Stage1Row | TransitionRow | UpperBoundRow] = {
     PROJECTION: Stage1Row(None),
     "+ CGA": Stage1Row(AlignmentOptions(instance_weight=0.0)),
     "+ CIA": Stage1Row(AlignmentOptions(global_weight=0.0)),
@@ -98,6 +121,9 @@ ROWS: Mapping[str, Stage1Row | TransitionRow] = {
     "CONCAT": TransitionRow(CON, CYCLE),
     "CONCAT, CVAE": TransitionRow(CON, replace(CYCLE, generator_type="cvae")),
     "CONCAT, by names": TransitionRow(CON, TransitionOptions(), by_names=True),
+    "CONCAT, by names, 200 queries": TransitionRow(CON, TransitionOptions(memory_size=200), by_names=True),
+    "CONCAT, by names, 2000 queries": TransitionRow(CON, TransitionOptions(memory_size=2000), by_names=True),
+    "upper bound": UpperBoundRow(CON),
 }
 
 
@@ -165,6 +191,8 @@ def build_row(
     base_folder = arguments.output / f"{slug(base)}-{seed}"
     checkpoint = train_stage1(ROWS[base], base_folder, arguments, seed)
     model, processor = load(checkpoint)
+    if isinstance(row, UpperBoundRow):
+        fine_tune_on_unseen_masks(model, processor, base_folder, arguments, seed)
     if isinstance(row, TransitionRow):
         folder = arguments.output / f"{slug(name)}-{seed}"
         stages = build_patchwork_transition_stages(
@@ -191,6 +219,57 @@ def build_row(
             print(f"adapted in {result.seconds:.1f} s")
         shutil.rmtree(folder)
     return model, processor
+
+
+class RealUnionStage(UnionStage):
+    """Union fine-tuning without pseudo queries: every label has real ones."""
+
+    def compute_loss(self, model: Any, batch: Batch, context: StageContext) -> dict[str, torch.Tensor]:
+        """Weighted cross-entropy over all queries of the scenes."""
+        logits = name_queries(model, batch["queries"].flatten(0, 1), context)
+        no_object = logits.shape[-1] - 1
+        weight = logits.new_ones(no_object + 1)
+        weight[no_object] = self.options.no_object_weight
+        label_ids = batch["label_ids"].flatten()
+        targets = torch.where(label_ids == NO_OBJECT, no_object, label_ids)
+        return {"loss": F.cross_entropy(logits, targets, weight)}
+
+
+def fine_tune_on_unseen_masks(
+    model: ConcatForPanopticSegmentation,
+    processor: ConcatProcessor,
+    folder: Path,
+    arguments: argparse.Namespace,
+    seed: int,
+) -> None:
+    """What projector and no-object embedding could reach on this segmentor if they saw the unseen labels."""
+    scenes = PatchworkDataset(
+        seed=SEGMENTOR_SEED, num_scenes=TransitionOptions().query_images, split=arguments.split
+    )
+    image_processor = processor.image_processor
+    context = StageContext(scenes.vocabulary, **encode_vocabulary(model, processor, scenes.vocabulary))
+    store = build_query_store(
+        model,
+        scenes,
+        folder / "queries-of-all-categories",
+        collate=PanopticCollator(tuple(image_processor.image_mean), tuple(image_processor.image_std)),
+        context=context,
+        data_setup={"world": f"Patchwork standard, seed {SEGMENTOR_SEED}, all categories"},
+        num_images=len(scenes),
+    )
+    stage_arguments = build_patchwork_transition_stages(
+        folder / "upper-bound", generator_steps=1, union_steps=arguments.union_steps, seed=seed
+    )[UnionStage.name]
+    run_recipe(
+        [RecipeStep(RealUnionStage(UnionOptions()), stage_arguments)],
+        model=model,
+        processor=processor,
+        context=context,
+        dataset=QueryDataset(store),
+        collate=collate_queries,
+        data_setup=store.identity,
+        overwrite=True,
+    )
 
 
 def slug(name: str) -> str:
@@ -225,21 +304,31 @@ def run(arguments: argparse.Namespace, build: Callable[..., tuple] = build_row) 
 
 
 def write_csv(results: list[dict], path: Path) -> None:
-    """A row a line: seeds, then mean and sample standard deviation of each figure, in percent."""
+    """One line for each row and seed: the figures in percent."""
     with path.open("w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["row", "seeds", *(f"{name}_{part}" for name in FIGURES for part in ("mean", "sd"))])
-        for name in ROWS:
-            found = [result for result in results if result["row"] == name]
-            cells = []
-            for figure in FIGURES:
-                values = [100 * result[figure] for result in found]
-                cells += [
-                    f"{statistics.mean(values):.1f}" if values else "",
-                    f"{statistics.stdev(values):.1f}" if len(values) > 1 else "",
-                ]
-            if found:
-                writer.writerow([name, len(found), *cells])
+        writer.writerow(["row", "seed", *FIGURES])
+        for result in sorted(results, key=lambda result: (list(ROWS).index(result["row"]), result["seed"])):
+            cells = [f"{100 * result[figure]:.2f}" for figure in FIGURES]
+            writer.writerow([result["row"], result["seed"], *cells])
+
+
+def build_table(results: list[dict]) -> str:
+    """Mean ± sample standard deviation over seeds, as Markdown."""
+    lines = [
+        f"| | seeds | {' | '.join(figure.replace('_', ' ') for figure in FIGURES)} |",
+        f"| --- | ---: | {' | '.join(['---:'] * len(FIGURES))} |",
+    ]
+    for name in ROWS:
+        found = [result for result in results if result["row"] == name]
+        cells = []
+        for figure in FIGURES:
+            values = [100 * result[figure] for result in found]
+            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
+            cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "")
+        if found:
+            lines.append(f"| {name} | {len(found)} | {' | '.join(cells)} |")
+    return "\n".join(lines)
 
 
 def main() -> None:
@@ -247,7 +336,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--start", type=Path, required=True)
-    parser.add_argument("--clip", type=Path, required=True)
+    parser.add_argument("--clip", type=Path, default=packaged("patchwork-clip"))
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--split", default="A")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
@@ -255,12 +344,17 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=240, help="of every row of stage 1")
     parser.add_argument("--generator-steps", type=int, default=1500)
     parser.add_argument("--union-steps", type=int, default=300)
-    parser.add_argument("--csv", type=Path)
+    parser.add_argument("--csv", type=Path, help="write every figure of every seed here")
+    parser.add_argument("--write", type=Path, nargs="+", default=[], metavar="DOCUMENT")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
     results = run(arguments)
     if arguments.csv is not None:
         write_csv(results, arguments.csv)
+    table = build_table(results)
+    print(table)
+    for document in arguments.write:
+        replace_marked_section(document, f"concat-ablation-{arguments.split}", table)
 
 
 if __name__ == "__main__":

@@ -11,9 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
+from zsseg.publishing.marked_sections import replace_marked_section
 from zsseg.training.patchwork_report import PatchworkReport
 
-BEGIN, END = "<!-- patchwork-table -->", "<!-- /patchwork-table -->"
+MARK = "patchwork-table"
 GROUPS = ("", "_things", "_stuff", "_seen", "_unseen")
 COLUMNS = (
     "all",
@@ -90,15 +91,6 @@ def build_table(reports, presets):
     return f"{table}\n\n{build_caption(reports, presets)}\n\n```bash\n{commands}\n```"
 
 
-def write_table(document, table):
-    text = document.read_text(encoding="utf-8")
-    if text.count(BEGIN) != 1 or text.count(END) != 1 or text.index(BEGIN) > text.index(END):
-        raise ValueError(f"{document} must hold the line {BEGIN} once and, below, {END} once: add them")
-    before, _, rest = text.partition(BEGIN)
-    _, _, after = rest.partition(END)
-    document.write_text(f"{before}{BEGIN}\n{table}\n{END}{after}", encoding="utf-8")
-
-
 def main():
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -111,7 +103,7 @@ def main():
         reports = [PatchworkReport.load(path) for path in arguments.results]
         table = build_table(reports, arguments.preset or ["standard"])
         for document in arguments.write:
-            write_table(document, table)
+            replace_marked_section(document, MARK, table)
     except (OSError, ValueError) as error:
         sys.exit(str(error))
     if not arguments.write:
