@@ -2,10 +2,11 @@
 
     python benchmarks/full_size_dry_run.py --output benchmarks/results/full_size_dry_run.json
 
-Runs the functions of ``zsseg.training.recipes.coco_concat`` as docs/training_coco.md does: CLS tokens by a
-CLIP ViT-B/16, the segmentor with token alignment, its queries, generator, union fine-tuning. Weights are
-random, and pictures are scenes of Patchwork scaled up to 928² by the recipe's own augmentation. A GPU is used
-where there is one. The file is written after each part: a run that is stopped leaves what it measured.
+Runs ``train_concat_stages`` with the recipe of ``coco_concat`` part by part, as docs/training_coco.md does:
+CLS tokens by a CLIP ViT-B/16, the segmentor with token alignment, its queries, generator, union fine-tuning.
+Weights are random, and pictures are scenes of Patchwork scaled up to 928² by the recipe's own augmentation. A
+GPU is used where there is one. The file is written after each part: a run that is stopped leaves what it
+measured.
 
 Hours are a projection: the recipe's number of steps or pictures times the seconds measured here, on one such
 machine, in the alignment stage times 16 / (batch size here). Loading pictures is left out of that stage, as
@@ -35,19 +36,23 @@ from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 from zsseg import ConcatForPanopticSegmentation, ConcatProcessor, PrecomputedTextEmbeddings
 from zsseg.data.clip_tokens import EXAMPLES_PER_CALL
 from zsseg.data.patchwork.dataset import PatchworkDataset
+from zsseg.data.seen_filter import drop_images_with_unseen
 from zsseg.layers.vision_language import VisionLanguageTeacher
 from zsseg.training.recipes.coco_concat import (
     COCO_TRANSITION,
     PICTURE_SIZE,
     PICTURES_PER_STEP,
-    QUERY_BATCH_SIZE,
     build_coco_concat,
     build_coco_concat_stages,
-    build_coco_queries,
-    build_coco_tokens,
-    train_coco_alignment,
-    train_coco_transition,
 )
+from zsseg.training.recipes.concat_stages import (
+    QUERY_FOLDER,
+    TOKEN_FOLDER,
+    build_token_store,
+    fit_query_pictures,
+    train_concat_stages,
+)
+from zsseg.training.recipes.concat_transition import build_transition_store
 
 COCO_PICTURES = 45_000
 """About as many of COCO's training pictures hold no unseen segment (CONCAT, arXiv:2402.13697)."""
@@ -202,6 +207,7 @@ def run_parts(report: Report, folder: Path, arguments: argparse.Namespace) -> No
     tiny = arguments.tiny
     picture_size = (64, 64) if tiny else PICTURE_SIZE
     pictures = PatchworkDataset("hard", num_scenes=200)
+    seen_pictures = drop_images_with_unseen(pictures)
     torch.manual_seed(0)
     teacher = build_teacher(tiny=tiny)
     model, processor = build_model(pictures.vocabulary.names, teacher.embed_dim, tiny=tiny)
@@ -220,7 +226,7 @@ def run_parts(report: Report, folder: Path, arguments: argparse.Namespace) -> No
 
     with measure_peaks() as peaks:
         start = time.perf_counter()
-        tokens = build_coco_tokens(pictures, teacher, folder / "clip-tokens")
+        tokens = build_token_store(seen_pictures, teacher, folder / TOKEN_FOLDER)
         seconds = (time.perf_counter() - start) / len(tokens)
     segments = [len(tokens[index]["segment_ids"]) for index in range(len(tokens))]
     report.facts["segments_per_picture"] = round(statistics.mean(segments), 2)
@@ -233,12 +239,21 @@ def run_parts(report: Report, folder: Path, arguments: argparse.Namespace) -> No
         seconds=seconds,
         planned=COCO_PICTURES,
     )
-    teacher.to("cpu")
+
+    options = replace(COCO_TRANSITION, query_images=QUERY_PICTURES, memory_size=100)
+
+    def train(name: str, **further: Any) -> None:
+        train_concat_stages(
+            *(model, processor, pictures),
+            stages={name: stages[name]},
+            store_folder=folder,
+            size=picture_size,
+            options=options,
+            **further,
+        )
 
     with measure_peaks() as peaks:
-        train_coco_alignment(
-            *(model, processor, pictures, tokens, stages["alignment"]), picture_size=picture_size
-        )
+        train("alignment", teacher=teacher)
     step_seconds = read_step_seconds(stages["alignment"].output_dir, with_loading=False)
     report.add(
         "alignment",
@@ -253,34 +268,24 @@ def run_parts(report: Report, folder: Path, arguments: argparse.Namespace) -> No
 
     with measure_peaks() as peaks:
         start = time.perf_counter()
-        queries = build_coco_queries(
-            model,
-            processor,
-            pictures,
-            folder / "queries",
-            picture_size=picture_size,
-            num_images=QUERY_PICTURES,
+        query_pictures, data_setup = fit_query_pictures(seen_pictures, picture_size)
+        queries = build_transition_store(
+            *(model, processor, query_pictures, folder / QUERY_FOLDER), data_setup=data_setup, options=options
         )
         seconds = (time.perf_counter() - start) / len(queries)
     report.add(
         "queries",
         peaks,
         unit="picture",
-        batch_size=QUERY_BATCH_SIZE,
+        batch_size=options.query_batch_size,
         measured=len(queries),
         seconds=seconds,
         planned=COCO_PICTURES,
     )
 
-    options = replace(COCO_TRANSITION, query_images=QUERY_PICTURES, memory_size=100)
     for name in ("generator", "union"):
         with measure_peaks() as peaks:
-            train_coco_transition(
-                *(model, processor, pictures, {name: stages[name]}),
-                query_folder=folder / "queries",
-                picture_size=picture_size,
-                options=options,
-            )
+            train(name)
         step_seconds = read_step_seconds(stages[name].output_dir, with_loading=True)
         report.add(
             name,

@@ -2,6 +2,7 @@ import pytest
 import torch
 
 from testing.tiny_models import build_clip_text_config, build_model, build_processor
+from testing.two_processes import run_in_two_processes
 from zsseg.data.patchwork.dataset import PatchworkDataset
 from zsseg.losses.set_criterion import UNKNOWN_LABEL
 from zsseg.models.concat.query_memory import NO_OBJECT
@@ -67,6 +68,50 @@ def test_what_was_computed_is_not_computed_again(parts, tmp_path):
     second = build(parts, tmp_path).read_all()
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == stamps
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+TWO_PROCESSES = """
+from pathlib import Path
+from testing.tiny_models import build_clip_text_config, build_model, build_processor
+from zsseg.data.patchwork.dataset import PatchworkDataset
+from zsseg.models.inference import encode_vocabulary
+from zsseg.training.query_store import build_query_store
+from zsseg.training.recipes.concat import build_seen_collator
+from zsseg.training.stage import StageContext
+
+read = []
+
+class NotingDataset(PatchworkDataset):
+    def __getitem__(self, index):
+        read.append(index)
+        return super().__getitem__(index)
+
+model, processor = build_model(text_config=build_clip_text_config()), build_processor()
+scenes = NotingDataset("easy", num_scenes=6, categories="seen", size=64)
+store = build_query_store(
+    model,
+    scenes,
+    Path(sys.argv[2]),
+    collate=build_seen_collator(processor, scenes.vocabulary),
+    context=StageContext(scenes.vocabulary, **encode_vocabulary(model, processor, scenes.vocabulary)),
+    data_setup={"world": "tests"},
+    num_images=6,
+    batch_size=2,
+)
+print(len(store), read)
+"""
+
+
+@pytest.mark.slow
+def test_processes_share_the_work_and_store_what_one_would(parts, tmp_path):
+    expected = build(parts, tmp_path / "one").read_all()
+    lines = run_in_two_processes(TWO_PROCESSES, tmp_path, tmp_path / "two")
+    # Three batches: the second process computes the last one too, to make as many passes.
+    assert lines == ["6 [0, 1, 4, 5]", "6 [2, 3, 4, 5]"]
+    stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").iterdir()}
+    found = build(parts, tmp_path / "two").read_all()
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "two").iterdir()} == stamps
+    assert all(torch.equal(found[name], expected[name]) for name in expected)
 
 
 @pytest.mark.parametrize("change", ["segmentor", "projector", "data"])

@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 import typer
-from accelerate import PartialState
 
 from zsseg.cli.checkpoint_loading import quieten_transformers
 from zsseg.cli.ground_truth import LabelSetup, describe_labels
@@ -24,6 +23,7 @@ from zsseg.publishing.folder_replacement import replacing_folder
 from zsseg.training.arguments import TrainerArguments
 from zsseg.training.checkpointing import CheckpointError, Saveable
 from zsseg.training.evaluation import Task, evaluate_model
+from zsseg.training.processes import get_process_state
 from zsseg.training.recipe_parts import are_complete
 from zsseg.training.recipes.concat import UnseenPolicy
 from zsseg.training.recipes.concat_segmentor import AlignmentStage, SegmentorStage, WarmupStage
@@ -231,9 +231,9 @@ class TrainingRun:
 
 def print_setup(source: str, data: str, stages: Mapping[str, TrainerArguments], output: Path) -> None:
     """What begins from what, on which data, for how long."""
-    if not PartialState().is_main_process:
+    if not get_process_state().is_main_process:
         return
-    typer.secho(f"{source} · {PartialState().device}", bold=True)
+    typer.secho(f"{source} · {get_process_state().device}", bold=True)
     typer.echo(data)
     counts = ", ".join(f"{name} {format_count(stage.steps, 'step')}" for name, stage in stages.items())
     typer.echo(f"{counts} → {output}")
@@ -265,7 +265,7 @@ def finish_run(
         Whether all stages are complete.
     """
     is_complete = are_complete(results)
-    if not PartialState().is_main_process:
+    if not get_process_state().is_main_process:
         return is_complete
     if not is_complete:
         typer.echo("the same command with --resume goes on from here", err=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
+from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
 from transformers import PreTrainedModel
 
@@ -16,6 +17,7 @@ from zsseg.data.tensor_store import TensorStore, build_tensor_store
 from zsseg.losses.set_criterion import UNKNOWN_LABEL
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.query_memory import NO_OBJECT
+from zsseg.training.processes import get_process_state
 from zsseg.training.stage import Batch, StageContext
 
 QUERY_PREFIXES = ("segmentor.", "semantic_projector.", "no_object_embedding")
@@ -127,7 +129,8 @@ def build_query_store(
     """Run the segmentor over pictures with ground truth and keep its queries.
 
     A query is matched as in training, by the set criterion; its points follow from the place of the picture,
-    so that a store that was killed half-way is completed as if it had never been.
+    so that a store that was killed half-way is completed as if it had never been. The processes of a
+    distributed run share the work, and the first one writes.
 
     Args:
         model: its segmentor and projector stay as they are.
@@ -147,6 +150,7 @@ def build_query_store(
 
     Raises:
         ValueError: if the data set has fewer pictures.
+        TensorStoreError: in a process that has other weights than the first one, or does not see its files.
     """
     if not 1 <= num_images <= len(dataset):
         raise ValueError(f"num_images must lie in [1, {len(dataset)}], got {num_images}")
@@ -157,25 +161,41 @@ def build_query_store(
         "text_embeds": hashlib.sha256(context.text_embeds.cpu().numpy().tobytes()).hexdigest()[:16],
     }
 
+    state = get_process_state()
+
     def compute(indices: range) -> list[dict[str, Tensor]]:
-        items = []
-        for start in range(indices.start, indices.stop, batch_size):
+        # Batches go to the processes in turn. The criterion adds up the masks of all processes, so each must
+        # make as many passes as the others: where batches run out, it computes the last one too.
+        starts = range(indices.start, indices.stop, batch_size)
+        computed: list[list[dict[str, Tensor]]] = []
+        for first in range(0, len(starts), state.num_processes):
+            start = starts[min(first + state.process_index, len(starts) - 1)]
             batch = collate([dataset[i] for i in range(start, min(start + batch_size, indices.stop))])
-            items += extract_queries(model, batch, context, seed=start)
-        return items
+            computed += gather_object([extract_queries(model, batch, context, seed=start)])
+        return [item for items in computed[: len(starts)] for item in items]
+
+    def compute_with_others(indices: range) -> list[dict[str, Tensor]]:
+        broadcast_object_list([indices])
+        return compute(indices)
 
     was_training = model.training
     points_state = model.criterion.get_rng_state()
     model.eval()
     try:
-        return build_tensor_store(
-            folder,
-            identity=identity,
-            num_items=num_images,
-            compute=compute,
-            description="queries",
-            progress=progress,
-        )
+        if state.is_main_process:
+            build_tensor_store(
+                folder,
+                identity=identity,
+                num_items=num_images,
+                compute=compute_with_others,
+                description="queries",
+                progress=progress,
+            )
+            broadcast_object_list([None])
+        else:
+            while (indices := broadcast_object_list([None])[0]) is not None:
+                compute(indices)
+        return TensorStore.open(folder, identity, num_items=num_images)
     finally:
         model.criterion.set_rng_state(points_state)
         model.train(was_training)

@@ -4,8 +4,6 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TypedDict
 
-from accelerate import PartialState
-
 from zsseg.training.arguments import TrainerArguments
 from zsseg.training.checkpointing import (
     CheckpointError,
@@ -13,6 +11,7 @@ from zsseg.training.checkpointing import (
     claim_output_dir,
     find_checkpoints,
 )
+from zsseg.training.processes import get_process_state
 from zsseg.training.trainer import TrainingResult
 
 
@@ -41,7 +40,7 @@ def prepare_stages(
     precisions = {stage.mixed_precision for stage in arguments}
     if len(precisions) > 1:
         raise ValueError(f"all stages of one process share one mixed_precision, got {sorted(precisions)}")
-    state = PartialState()
+    state = get_process_state()
     if state.is_main_process:
         folders = [stage.output_dir for stage in arguments]
         if resume and not any(find_checkpoints(folder) for folder in folders):

@@ -1,3 +1,5 @@
+import ast
+import inspect
 import io
 import re
 import runpy
@@ -30,10 +32,8 @@ from zsseg.training.recipes.coco_concat import (
     COCO_TRANSITION,
     build_coco_concat,
     build_coco_concat_stages,
-    build_coco_tokens,
-    train_coco_alignment,
-    train_coco_transition,
 )
+from zsseg.training.recipes.concat_stages import build_token_store, train_concat_stages
 
 TINY_BACKBONE = ResNetConfig(
     embedding_size=8,
@@ -167,30 +167,22 @@ def test_all_stages_run_and_resume(tmp_path):
         name: replace(arguments, steps=2, batch_size=2, num_workers=0, save_every=None, mixed_precision="no")
         for name, arguments in build_coco_concat_stages(tmp_path).items()
     }
-    tokens = build_coco_tokens(pictures, build_teacher(), tmp_path / "tokens")
-    assert 0 < len(tokens) < len(pictures)
-    options = {"picture_size": SIZE, "stream": io.StringIO()}
 
-    def align(model, **further):
-        return train_coco_alignment(
-            model, processor, pictures, tokens, stages["alignment"], **options, **further
-        )
-
-    def transit(model, names, **further):
-        chosen = {name: stages[name] for name in names}
-        transition = replace(COCO_TRANSITION, hidden_dim=16, memory_size=8)
-        folder = tmp_path / "queries"
-        return train_coco_transition(
-            *(model, processor, pictures, chosen),
-            query_folder=folder,
-            options=transition,
-            **options,
+    def train(model, names, **further):
+        return train_concat_stages(
+            *(model, processor, pictures),
+            stages={name: stages[name] for name in names},
+            store_folder=tmp_path,
+            size=SIZE,
+            options=replace(COCO_TRANSITION, hidden_dim=16, memory_size=8),
+            stream=io.StringIO(),
             **further,
         )
 
-    assert align(model).is_complete
+    teacher = build_teacher()
+    assert train(model, ["alignment"], teacher=teacher)["alignment"].is_complete
     aligned = {name: weights.clone() for name, weights in model.state_dict().items()}
-    results = transit(model, ("generator", "union"))
+    results = train(model, ["generator", "union"])
     assert [result.is_complete for result in results.values()] == [True, True]
     changed = {
         name for name, weights in aligned.items() if not torch.equal(weights, model.state_dict()[name])
@@ -201,20 +193,28 @@ def test_all_stages_run_and_resume(tmp_path):
 
     saved = ConcatForPanopticSegmentation.from_pretrained(tmp_path / "union" / "last").state_dict()
     fresh, _ = build_coco_concat(words, seed=1, **TINY_SEGMENTOR, **backbone)
-    assert align(fresh, resume=True).step == 2
-    transit(fresh, ("generator", "union"), resume=True)
+    assert train(fresh, ["alignment"], teacher=teacher, resume=True)["alignment"].step == 2
+    train(fresh, ["generator", "union"], resume=True)
     for name, weights in saved.items():
         torch.testing.assert_close(fresh.state_dict()[name], weights, rtol=0, atol=0)
 
 
 def test_the_documented_script_names_what_is_there(tmp_path, monkeypatch):
     """Its imports and options hold; what follows needs COCO."""
-    text = DOCUMENT.read_text(encoding="utf-8")
+    text = DOCUMENT.read_text(encoding="utf-8").split("```python\n")[1].split("```")[0]
     script = tmp_path / "train_coco.py"
-    script.write_text(text.split("```python\n")[1].split("```")[0], encoding="utf-8")
+    script.write_text(text, encoding="utf-8")
     monkeypatch.setattr(sys, "argv", [script.name, "alignment"])
     with pytest.raises(FileNotFoundError, match="panoptic_train2017"):
         runpy.run_path(str(script), run_name="__main__")
     used = set(re.findall(r"recipe\.(\w+)", text))
     assert used
     assert not [name for name in used if not hasattr(coco_concat, name)]
+    functions = {function.__name__: function for function in (build_token_store, train_concat_stages)}
+    called = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in functions:
+            called.add(node.func.id)
+            named = {keyword.arg: None for keyword in node.keywords}
+            inspect.signature(functions[node.func.id]).bind(*node.args, **named)
+    assert called == set(functions)

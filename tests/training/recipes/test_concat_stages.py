@@ -9,6 +9,7 @@ from testing.interrupting_stream import InterruptingStream
 from testing.tiny_models import build_clip_text_config, build_model, build_processor, save_clip
 from testing.tiny_semantic_maps import write_semantic_maps
 from testing.tokenized_texts import listen_to_texts, mentions
+from testing.two_processes import run_in_two_processes
 from zsseg import ConcatForPanopticSegmentation
 from zsseg.data.semantic_maps import SemanticMapDataset
 from zsseg.data.tensor_store import TensorStore
@@ -16,6 +17,7 @@ from zsseg.data.transforms import LargeScaleJitter, Resize
 from zsseg.layers.vision_language import load_vision_language_teacher
 from zsseg.training.arguments import TrainerArguments
 from zsseg.training.checkpointing import CheckpointError
+from zsseg.training.query_store import hash_weights
 from zsseg.training.recipe_parts import are_complete
 from zsseg.training.recipes.concat_stages import train_concat_stages
 from zsseg.training.recipes.concat_transition import TransitionOptions
@@ -29,19 +31,24 @@ def dataset(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def teacher(tmp_path_factory):
+def clip(tmp_path_factory):
     folder = tmp_path_factory.mktemp("teacher")
     save_clip(folder)
     CLIPImageProcessorPil().save_pretrained(folder)
-    return load_vision_language_teacher(folder)
+    return folder
 
 
-def train(dataset, folder, names=ALL, *, model=None, steps=2, **options):
+@pytest.fixture(scope="module")
+def teacher(clip):
+    return load_vision_language_teacher(clip)
+
+
+def train(dataset, folder, names=ALL, *, model=None, steps=2, batch_size=2, **options):
     stages = {
         name: TrainerArguments(
             output_dir=folder / name,
             steps=steps,
-            batch_size=2,
+            batch_size=batch_size,
             learning_rate=1e-3,
             num_workers=0,
             save_every=None,
@@ -106,6 +113,61 @@ def test_a_run_that_is_stopped_in_every_stage_ends_as_if_it_never_was(dataset, t
     parts, results = train(dataset, tmp_path / "parts", teacher=teacher, resume=True, model=start)
     assert are_complete(results)
     assert not find_changes(whole.state_dict(), parts.state_dict())
+
+
+TWO_PROCESSES = """
+import io
+from pathlib import Path
+from testing.tiny_models import build_clip_text_config, build_model, build_processor
+from zsseg.data.semantic_maps import SemanticMapDataset
+from zsseg.layers.vision_language import load_vision_language_teacher
+from zsseg.training.arguments import TrainerArguments
+from zsseg.training.query_store import hash_weights
+from zsseg.training.query_store import hash_weights
+from zsseg.training.recipe_parts import are_complete
+from zsseg.training.recipes.concat_stages import train_concat_stages
+from zsseg.training.recipes.concat_transition import TransitionOptions
+
+maps, clip, folder = map(Path, sys.argv[2:])
+stages = {
+    name: TrainerArguments(output_dir=folder / name, steps=2, batch_size=2, learning_rate=1e-3, num_workers=0)
+    for name in ("alignment", "generator", "union")
+}
+model = build_model(text_config=build_clip_text_config())
+results = train_concat_stages(
+    model,
+    build_processor(),
+    SemanticMapDataset(maps),
+    stages=stages,
+    store_folder=folder,
+    size=(32, 48),
+    teacher=load_vision_language_teacher(clip),
+    options=TransitionOptions(noise_dim=4, hidden_dim=16, query_batch_size=1),
+    stream=io.StringIO(),
+)
+print(list(results), are_complete(results), hash_weights(model, ("",)))
+"""
+
+
+@pytest.mark.slow
+def test_two_processes_run_all_stages_and_agree(dataset, clip, tmp_path):
+    lines = run_in_two_processes(TWO_PROCESSES, tmp_path, dataset.folder, clip, tmp_path / "run")
+    last = ConcatForPanopticSegmentation.from_pretrained(tmp_path / "run" / "union" / "last")
+    expected = f"['alignment', 'generator', 'union'] True {hash_weights(last, ('',))}"
+    assert lines == [expected, expected]
+
+
+def test_queries_are_extracted_as_many_pictures_at_a_time_as_told(dataset, tmp_path):
+    model = build_model(text_config=build_clip_text_config())
+    sizes = []
+    model.register_forward_pre_hook(
+        lambda _, args, inputs: sizes.append(len(inputs["pixel_values"])), with_kwargs=True
+    )
+    options = TransitionOptions(noise_dim=4, hidden_dim=16, query_batch_size=3)
+    train(dataset, tmp_path, ("generator",), model=model, options=options)
+    assert sizes == [3, 1]
+    with pytest.raises(ValueError, match="query_batch_size must be 1 or more, got 0"):
+        TransitionOptions(query_batch_size=0)
 
 
 @pytest.mark.slow
@@ -175,6 +237,16 @@ def test_stages_that_lack_something_are_refused_before_anything_is_deleted(datas
             ("alignment",),
             {"teacher": teacher, "model": build_model(projection_dim=7)},
             "tokens have 12 numbers, but .* have 7",
+        ),
+        (
+            ("segmentor", "generator", "union"),
+            {"batch_size": 5},
+            "'union' draws the queries of 5 pictures at a time .* only 4 are stored: lower its batch_size",
+        ),
+        (
+            ("segmentor", "generator"),
+            {"options": TransitionOptions(query_images=1, queries_per_label=None)},
+            "'generator' draws the queries of 2 pictures .* only 1 are stored",
         ),
     ):
         with pytest.raises(ValueError, match=message):

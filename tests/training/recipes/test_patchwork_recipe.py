@@ -8,6 +8,7 @@ from testing.interrupting_stream import InterruptingStream
 from testing.tokenized_texts import listen_to_texts, mentions
 from zsseg import ConcatForPanopticSegmentation, ConcatProcessor
 from zsseg.data.patchwork.splits import SPLIT_A
+from zsseg.training.checkpointing import CheckpointError
 from zsseg.training.recipe_parts import are_complete
 from zsseg.training.recipes.concat_transition import TransitionOptions
 from zsseg.training.recipes.patchwork import (
@@ -17,6 +18,10 @@ from zsseg.training.recipes.patchwork import (
 )
 from zsseg.training.recipes.patchwork_clip import build_patchwork_clip
 from zsseg.training.recipes.patchwork_concat import build_patchwork_concat
+from zsseg.training.recipes.patchwork_transition import (
+    build_patchwork_alignment_arguments,
+    train_patchwork_alignment,
+)
 
 STAGES = ("backbone", "deepened", "warmup", "segmentor", "alignment", "generator", "union")
 STEPS = PatchworkSteps(backbone=1, deepened=1, warmup=1, segmentor=1, alignment=1, generator=2, union=2)
@@ -94,6 +99,29 @@ def test_inductive_training_reads_no_unseen_name(clip, tmp_path, monkeypatch):
     assert not find_changes(tower, model.text_model.state_dict())
 
 
+def test_another_teacher_does_not_continue_the_alignment(clip, tmp_path):
+    # Another vision tower alone: the model's texts stay as they are.
+    other, other_processor = build_patchwork_clip()
+    with torch.no_grad():
+        other.visual_projection.weight.neg_()
+    for part in (other, other_processor):
+        part.save_pretrained(tmp_path / "other")
+    model, processor = build_patchwork_concat(clip)
+    arguments = build_patchwork_alignment_arguments(
+        tmp_path, steps=2, batch_size=2, mixed_precision="no", num_workers=0
+    )
+
+    def align(clip, **options):
+        return train_patchwork_alignment(
+            model, processor, clip, arguments, token_folder=tmp_path / "clip-tokens", **options
+        )
+
+    assert not align(clip, stream=InterruptingStream("stage alignment:")).is_complete
+    with pytest.raises(CheckpointError, match="teacher: "):
+        align(tmp_path / "other", stream=io.StringIO(), resume=True)
+    assert align(clip, stream=io.StringIO(), resume=True).is_complete
+
+
 def test_what_cannot_run_is_refused_before_anything_is_deleted(clip, tmp_path):
     notes = tmp_path / "backbone" / "checkpoint-000001"
     notes.mkdir(parents=True)
@@ -101,6 +129,7 @@ def test_what_cannot_run_is_refused_before_anything_is_deleted(clip, tmp_path):
         (STAGES[:3], {}, "the first four or more"),
         ((*STAGES[:4], "generator"), {}, "the first four or more"),
         (STAGES, {"split": "B"}, 'a Patchwork split is "A"'),
+        (STAGES, {"options": TransitionOptions(query_images=3)}, "'union' draws .* 4 .* only 3 are stored"),
     ):
         with pytest.raises(ValueError, match=message):
             train(tmp_path, clip, names, overwrite=True, **options)

@@ -1,52 +1,30 @@
 """CONCAT at the size of the paper, for COCO panoptic with 119 seen and 14 unseen labels (arXiv:2402.13697).
 
-The segmentor is PADing's: a Mask2Former on ResNet-50. Three commands run the recipe, see training_coco.md:
-CLS tokens in one process, the segmentor with token alignment in as many as there are GPUs, generator and
-union fine-tuning in one again.
+The segmentor is PADing's: a Mask2Former on ResNet-50. What is here is the untrained model and the arguments;
+:func:`~zsseg.training.recipes.concat_stages.train_concat_stages` trains it, see training_coco.md.
 """
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 import torch
-from accelerate import PartialState
 from transformers import AutoTokenizer, ResNetBackbone, ResNetConfig
 
-from zsseg.data.clip_tokens import ClipTokenDataset, build_clip_tokens
-from zsseg.data.examples import PanopticDataset
-from zsseg.data.seen_filter import drop_images_with_unseen
-from zsseg.data.tensor_store import TensorStore
-from zsseg.data.transformed_dataset import TransformedDataset
-from zsseg.data.transforms import LargeScaleJitter
 from zsseg.layers.text_embedding_bank import infer_text_pooling, infer_text_width
-from zsseg.layers.vision_language import VisionLanguageTeacher
 from zsseg.models.base import load_whole
-from zsseg.models.concat.adaptation_concat import UnionOptions
 from zsseg.models.concat.configuration_concat import ConcatConfig
 from zsseg.models.concat.image_processing_concat import ConcatImageProcessorPil
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation, load_text_tower
 from zsseg.models.concat.processing_concat import ConcatProcessor
-from zsseg.models.inference import encode_vocabulary
 from zsseg.processing.precomputed_text_embeddings import PrecomputedTextEmbeddings
 from zsseg.training.arguments import MixedPrecision, TrainerArguments
-from zsseg.training.query_store import build_query_store
-from zsseg.training.recipes.concat import build_concat_transform, build_seen_collator, train_concat
-from zsseg.training.recipes.concat_segmentor import AlignmentOptions, AlignmentStage
-from zsseg.training.recipes.concat_transition import (
-    GeneratorStage,
-    TransitionOptions,
-    UnionStage,
-    train_concat_transition,
-)
-from zsseg.training.stage import StageContext
-from zsseg.training.trainer import TrainingResult
+from zsseg.training.recipes.concat_segmentor import AlignmentStage
+from zsseg.training.recipes.concat_transition import GeneratorStage, TransitionOptions, UnionStage
 
 COCO_SPLIT = "coco_panoptic_119_14"
 PICTURE_SIZE = (928, 928)
 PICTURES_PER_STEP = 16
-QUERY_BATCH_SIZE = 4
-"""Pictures whose queries are extracted together; few, as they are large."""
 
 BACKBONE_STAGES = ("stage1", "stage2", "stage3", "stage4")
 REFERENCE_SEGMENTOR: Mapping[str, Any] = {
@@ -71,8 +49,12 @@ REFERENCE_SEGMENTOR: Mapping[str, Any] = {
 }
 """Sizes and loss weights of PADing's segmentor, as of :class:`~transformers.Mask2FormerConfig`."""
 
-COCO_TRANSITION = TransitionOptions(hidden_dim=512, query_images=50_000, memory_size=2_000)
-"""The queries of every training picture, as some labels are rare; sizes are choices of ours."""
+COCO_TRANSITION = TransitionOptions(
+    hidden_dim=512, query_images=50_000, query_batch_size=4, memory_size=2_000
+)
+"""The queries of every training picture, as some labels are rare; few at a time, as pictures are large. Sizes
+are choices of ours.
+"""
 
 
 def build_coco_concat(
@@ -215,174 +197,3 @@ def build_coco_concat_stages(
         num_workers=0,
     )
     return {AlignmentStage.name: alignment, GeneratorStage.name: generator, UnionStage.name: union}
-
-
-def build_coco_tokens(dataset: PanopticDataset, teacher: VisionLanguageTeacher, folder: Path) -> TensorStore:
-    """Compute the CLS tokens of the pictures without unseen segments, as far as they are missing.
-
-    Run it in one process before the stage "alignment": several would write the same files.
-
-    Args:
-        dataset: all training pictures; its vocabulary says which labels are unseen.
-        teacher: moved to accelerate's device.
-        folder: keeps the tokens.
-    """
-    teacher.to(PartialState().device)
-    return build_clip_tokens(
-        drop_images_with_unseen(dataset),
-        folder,
-        encode=teacher.encode_images,
-        image_size=teacher.image_size,
-        fill_color=teacher.fill_color,
-        teacher_hash=teacher.weights_hash,
-    )
-
-
-def train_coco_alignment(
-    model: ConcatForPanopticSegmentation,
-    processor: ConcatProcessor,
-    dataset: PanopticDataset,
-    tokens: TensorStore,
-    arguments: TrainerArguments,
-    *,
-    picture_size: tuple[int, int] = PICTURE_SIZE,
-    alignment: AlignmentOptions | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    stream: TextIO | None = None,
-) -> TrainingResult:
-    """Train the segmentor on pictures without unseen segments, with conditional token alignment.
-
-    Args:
-        model: trained in place.
-        processor: of the same checkpoint.
-        dataset: all training pictures; its vocabulary says which labels are unseen.
-        tokens: of the same data set, by :func:`build_coco_tokens`.
-        arguments: of the stage, by :func:`build_coco_concat_stages`.
-        picture_size: (height, width) that the pictures are jittered to, in pixels.
-        alignment: weights and bank size.
-        resume: go on where an earlier run of the same arguments stopped or was killed.
-        overwrite: start anew in a folder that holds a run.
-        stream: console output, standard error if None.
-
-    Raises:
-        As :func:`~zsseg.training.recipes.concat.train_concat`.
-    """
-    results = train_concat(
-        model,
-        processor,
-        ClipTokenDataset(drop_images_with_unseen(dataset), tokens),
-        stages={AlignmentStage.name: arguments},
-        transform=build_concat_transform(picture_size),
-        unseen="drop_images",
-        alignment=alignment,
-        resume=resume,
-        overwrite=overwrite,
-        stream=stream,
-    )
-    return results[AlignmentStage.name]
-
-
-def build_coco_queries(
-    model: ConcatForPanopticSegmentation,
-    processor: ConcatProcessor,
-    dataset: PanopticDataset,
-    folder: Path,
-    *,
-    picture_size: tuple[int, int] = PICTURE_SIZE,
-    num_images: int = COCO_TRANSITION.query_images,
-) -> TensorStore:
-    """Extract the queries of pictures without unseen segments, as far as they are missing.
-
-    Each picture is shown once, scaled to fit and padded.
-
-    Args:
-        model: with a trained segmentor; moved to accelerate's device.
-        processor: of the same checkpoint.
-        dataset: all training pictures; its vocabulary says which labels are unseen.
-        folder: keeps the queries.
-        picture_size: (height, width) that the pictures are brought to, in pixels.
-        num_images: how many pictures at most.
-    """
-    model.to(PartialState().device)
-    pictures = _fit_pictures(dataset, picture_size)
-    seen = pictures.vocabulary.select(pictures.vocabulary.seen_label_ids)
-    return build_query_store(
-        model,
-        pictures,
-        folder,
-        collate=build_seen_collator(processor, pictures.vocabulary),
-        context=StageContext(seen, **encode_vocabulary(model, processor, seen)),
-        data_setup=_describe_pictures(picture_size),
-        num_images=min(num_images, len(pictures)),
-        batch_size=QUERY_BATCH_SIZE,
-    )
-
-
-def train_coco_transition(
-    model: ConcatForPanopticSegmentation,
-    processor: ConcatProcessor,
-    dataset: PanopticDataset,
-    stages: Mapping[str, TrainerArguments],
-    *,
-    query_folder: Path,
-    picture_size: tuple[int, int] = PICTURE_SIZE,
-    options: TransitionOptions = COCO_TRANSITION,
-    union_options: UnionOptions | None = None,
-    resume: bool = False,
-    overwrite: bool = False,
-    stream: TextIO | None = None,
-) -> dict[str, TrainingResult]:
-    """Train generator and projector on the queries of pictures without unseen segments (transductive).
-
-    Run it in one process.
-
-    Args:
-        model: with a trained segmentor; moved to accelerate's device and trained in place.
-        processor: of the same checkpoint.
-        dataset: all training pictures; its vocabulary says which labels are unseen, by name alone.
-        stages: some of :func:`build_coco_concat_stages`, without "alignment".
-        query_folder: keeps the queries; those that are missing are extracted.
-        picture_size: (height, width) that the pictures are brought to, in pixels.
-        options: of the generator.
-        union_options: of union fine-tuning.
-        resume: go on where an earlier run of the same arguments stopped or was killed.
-        overwrite: start anew in folders that hold a run.
-        stream: console output, standard error if None.
-
-    Raises:
-        As :func:`~zsseg.training.recipes.concat_transition.train_concat_transition`.
-    """
-    build_coco_queries(
-        model,
-        processor,
-        dataset,
-        query_folder,
-        picture_size=picture_size,
-        num_images=options.query_images,
-    )
-    vocabulary = dataset.vocabulary
-    return train_concat_transition(
-        model,
-        processor,
-        _fit_pictures(dataset, picture_size),
-        stages=stages,
-        store_folder=query_folder,
-        unseen=vocabulary.select(vocabulary.unseen_label_ids),
-        data_setup=_describe_pictures(picture_size),
-        options=options,
-        union_options=union_options,
-        resume=resume,
-        overwrite=overwrite,
-        stream=stream,
-    )
-
-
-def _fit_pictures(dataset: PanopticDataset, picture_size: tuple[int, int]) -> PanopticDataset:
-    fit = LargeScaleJitter(picture_size, min_scale=1.0, max_scale=1.0)
-    return TransformedDataset(drop_images_with_unseen(dataset), fit, seed=0)
-
-
-def _describe_pictures(picture_size: tuple[int, int]) -> dict[str, str]:
-    """The identity of what queries are extracted from, beside the segmentor and the labels."""
-    return {"pictures": f"without unseen segments, fit into {picture_size}"}

@@ -6,11 +6,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TextIO
 
-from accelerate import PartialState
-
 from zsseg.data.clip_tokens import ClipTokenDataset, build_clip_tokens
 from zsseg.data.examples import PanopticDataset
 from zsseg.data.seen_filter import drop_images_with_unseen, ignore_unseen
+from zsseg.data.tensor_store import TensorStore
 from zsseg.data.transformed_dataset import TransformedDataset
 from zsseg.data.transforms import LargeScaleJitter
 from zsseg.layers.vision_language import VisionLanguageTeacher
@@ -18,6 +17,7 @@ from zsseg.models.concat.adaptation_concat import UnionOptions
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.processing_concat import ConcatProcessor
 from zsseg.training.arguments import TrainerArguments
+from zsseg.training.processes import get_process_state
 from zsseg.training.recipe_parts import are_complete, choose_start, prepare_stages
 from zsseg.training.recipes.concat import UnseenPolicy, build_concat_transform, train_concat
 from zsseg.training.recipes.concat_segmentor import AlignmentOptions, AlignmentStage
@@ -26,6 +26,7 @@ from zsseg.training.recipes.concat_transition import (
     GeneratorStage,
     TransitionOptions,
     UnionStage,
+    check_query_batches,
     train_concat_transition,
 )
 from zsseg.training.trainer import Evaluate, TrainingResult
@@ -91,18 +92,24 @@ def train_concat_stages(
     """
     vocabulary = dataset.vocabulary
     is_transductive = setting == "transductive" and bool(vocabulary.unseen_label_ids)
+    options = TransitionOptions() if options is None else options
     _check_stages(model, stages, teacher, is_transductive=is_transductive)
-    prepare_stages(stages.values(), resume=resume, overwrite=overwrite)
     seen_pictures = _hide_unseen(dataset, unseen)
+    check_query_batches(stages, options, len(seen_pictures))
+    prepare_stages(stages.values(), resume=resume, overwrite=overwrite)
     segmentor_stages = {name: stages[name] for name in stages if name not in TRANSITION_STAGES}
     transition_stages = {name: stages[name] for name in stages if name in TRANSITION_STAGES}
-    model.to(PartialState().device)
+    model.to(get_process_state().device)
     results: dict[str, TrainingResult] = {}
     if segmentor_stages:
+        pictures = seen_pictures
+        if teacher is not None:
+            tokens = build_token_store(seen_pictures, teacher, store_folder / TOKEN_FOLDER)
+            pictures = ClipTokenDataset(seen_pictures, tokens)
         results |= train_concat(
             model,
             processor,
-            seen_pictures if teacher is None else _add_tokens(seen_pictures, teacher, store_folder),
+            pictures,
             stages=segmentor_stages,
             transform=build_concat_transform(size, min_scale=min_scale, max_scale=max_scale),
             unseen=unseen,
@@ -113,27 +120,64 @@ def train_concat_stages(
             **choose_start(segmentor_stages.values(), resume=resume, overwrite=overwrite),
         )
     if transition_stages and are_complete(results):
-        # Pictures of one size without any jitter: what is stored has no epochs.
-        transform = LargeScaleJitter(size, min_scale=1.0, max_scale=1.0)
+        query_pictures, query_setup = fit_query_pictures(seen_pictures, size)
         results |= train_concat_transition(
             model,
             processor,
-            TransformedDataset(seen_pictures, transform, seed=0),
+            query_pictures,
             stages=transition_stages,
             store_folder=store_folder / QUERY_FOLDER,
             unseen=vocabulary.select(vocabulary.unseen_label_ids) if is_transductive else None,
-            data_setup={
-                "transform": repr(transform),
-                "unseen": unseen,
-                "first example": _describe_first(seen_pictures),
-            },
-            options=_fit_memory(TransitionOptions() if options is None else options, model, seen_pictures),
+            data_setup=query_setup,
+            options=_fit_memory(options, model, seen_pictures),
             union_options=union_options,
             evaluate=evaluate,
             stream=stream,
             **choose_start(transition_stages.values(), resume=resume, overwrite=overwrite),
         )
     return results
+
+
+def build_token_store(dataset: PanopticDataset, teacher: VisionLanguageTeacher, folder: Path) -> TensorStore:
+    """A teacher's CLS tokens of pictures and segments, computed as far as they are missing.
+
+    The first process of a distributed run computes them. The others wait as long as torch's process group
+    lets them, ten minutes with NCCL: call it beforehand in a single process if it takes longer.
+
+    Args:
+        dataset: what may be learnt from, without transforms.
+        teacher: on accelerate's device meanwhile, on the CPU afterwards.
+        folder: of the store.
+    """
+    teacher.to(get_process_state().device)
+    with get_process_state().main_process_first():
+        tokens = build_clip_tokens(
+            dataset,
+            folder,
+            encode=teacher.encode_images,
+            image_size=teacher.image_size,
+            fill_color=teacher.fill_color,
+            teacher_hash=teacher.weights_hash,
+        )
+    teacher.to("cpu")
+    return tokens
+
+
+def fit_query_pictures(
+    dataset: PanopticDataset, size: tuple[int, int]
+) -> tuple[TransformedDataset, dict[str, str]]:
+    """The pictures that queries are extracted from: all of one size, without jitter, as they have no epochs.
+
+    Args:
+        dataset: what may be learnt from.
+        size: (height, width) in pixels that each picture is scaled to fit into.
+
+    Returns:
+        The pictures, and what tells them from others, by name.
+    """
+    transform = LargeScaleJitter(size, min_scale=1.0, max_scale=1.0)
+    identity = {"transform": repr(transform), "first example": _describe_first(dataset)}
+    return TransformedDataset(dataset, transform, seed=0), identity
 
 
 def _check_stages(
@@ -168,23 +212,6 @@ def _hide_unseen(dataset: PanopticDataset, policy: UnseenPolicy) -> PanopticData
     if not dataset.vocabulary.unseen_label_ids:
         return dataset
     return drop_images_with_unseen(dataset) if policy == "drop_images" else ignore_unseen(dataset)
-
-
-def _add_tokens(
-    dataset: PanopticDataset, teacher: VisionLanguageTeacher, store_folder: Path
-) -> ClipTokenDataset:
-    teacher.to(PartialState().device)
-    with PartialState().main_process_first():
-        tokens = build_clip_tokens(
-            dataset,
-            store_folder / TOKEN_FOLDER,
-            encode=teacher.encode_images,
-            image_size=teacher.image_size,
-            fill_color=teacher.fill_color,
-            teacher_hash=teacher.weights_hash,
-        )
-    teacher.to("cpu")
-    return ClipTokenDataset(dataset, tokens)
 
 
 def _describe_first(dataset: PanopticDataset) -> str:

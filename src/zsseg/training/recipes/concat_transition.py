@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from zsseg.data.examples import PanopticDataset
+from zsseg.data.tensor_store import TensorStore
 from zsseg.losses.moment_matching import compute_moment_matching_loss
 from zsseg.losses.query_contrast import compute_cycle_loss, compute_query_contrast_loss
 from zsseg.losses.set_criterion import UNKNOWN_LABEL
@@ -28,6 +29,7 @@ from zsseg.models.concat.processing_concat import ConcatProcessor
 from zsseg.models.concat.query_memory import NO_OBJECT, sample_queries
 from zsseg.models.inference import encode_vocabulary
 from zsseg.training.arguments import TrainerArguments
+from zsseg.training.processes import get_process_state
 from zsseg.training.query_store import (
     LabelQueryDataset,
     QueryDataset,
@@ -61,10 +63,11 @@ class TransitionOptions:
         own_weight: of the losses that a generator brings along: of the CVAE, or PADing's.
         queries_per_label: real queries of one label in a batch; None draws whole pictures instead.
         query_images: pictures whose queries are extracted.
+        query_batch_size: pictures of one forward pass meanwhile.
         memory_size: queries that the checkpoint keeps to adapt without pictures; 0 keeps none.
 
     Raises:
-        ValueError: if a number is negative or all weights are 0.
+        ValueError: if a weight is negative, all weights are 0, or a batch is empty.
     """
 
     generator_type: str = "mlp"
@@ -78,6 +81,7 @@ class TransitionOptions:
     own_weight: float = 1.0
     queries_per_label: int | None = 16
     query_images: int = 3000
+    query_batch_size: int = 16
     memory_size: int = MEMORY_SIZE
 
     def __post_init__(self) -> None:
@@ -87,6 +91,8 @@ class TransitionOptions:
             raise ValueError(f"weights must be 0 or more, and one of them more, got {weights}")
         if self.moments not in ("per_label", "pooled"):
             raise ValueError(f'moments must be "per_label" or "pooled", got {self.moments!r}')
+        if self.query_batch_size < 1:
+            raise ValueError(f"query_batch_size must be 1 or more, got {self.query_batch_size}")
 
 
 class GeneratorStage(Stage):
@@ -225,7 +231,8 @@ def train_concat_transition(
     """Train a generator on the queries of a trained segmentor, then the projector on real and pseudo queries.
 
     Args:
-        model: trained in place; it gets a generator and, with ``memory_size``, stored queries.
+        model: moved to accelerate's device and trained in place; it gets a generator and, with
+            ``memory_size``, stored queries.
         processor: of the same checkpoint.
         dataset: pictures of seen labels alone, of one size or transformed to one.
         stages: arguments by stage name, "generator", "union" or both.
@@ -245,7 +252,7 @@ def train_concat_transition(
 
     Raises:
         ValueError: if a stage is unknown, "union" is asked for without unseen names, an unseen label is seen
-            in the data, or as for :func:`~zsseg.training.recipe.run_recipe`.
+            in the data, or as for :func:`check_query_batches` and :func:`~zsseg.training.recipe.run_recipe`.
     """
     options = TransitionOptions() if options is None else options
     if unknown := sorted(stages.keys() - set(TRANSITION_STAGES)):
@@ -255,17 +262,12 @@ def train_concat_transition(
             'the stage "union" learns unseen labels by their names (transductive): pass unseen, or leave the '
             "stage out and call adapt once the names are known (inductive)"
         )
-    seen = dataset.vocabulary.select(dataset.vocabulary.seen_label_ids)
-    store = build_query_store(
-        model,
-        dataset,
-        store_folder,
-        collate=build_seen_collator(processor, dataset.vocabulary),
-        context=StageContext(seen, **encode_vocabulary(model, processor, seen)),
-        data_setup=data_setup,
-        num_images=min(options.query_images, len(dataset)),
+    check_query_batches(stages, options, len(dataset))
+    store = build_transition_store(
+        model, processor, dataset, store_folder, data_setup=data_setup, options=options
     )
     pictures = QueryDataset(store)
+    seen = dataset.vocabulary.select(dataset.vocabulary.seen_label_ids)
     labels = seen if unseen is None else join_vocabularies(seen, unseen)
     if GeneratorStage.name in stages:
         # Its weights must not depend on what ran before in this process.
@@ -300,6 +302,68 @@ def train_concat_transition(
         resume=resume,
         overwrite=overwrite,
         stream=stream,
+    )
+
+
+def check_query_batches(
+    stages: Mapping[str, TrainerArguments], options: TransitionOptions, num_pictures: int
+) -> None:
+    """Find out before any stage begins whether there will be queries enough for a batch.
+
+    Args:
+        stages: arguments by stage name; others than "generator" and "union" are passed over.
+        options: of the generator.
+        num_pictures: of seen labels alone.
+
+    Raises:
+        ValueError: if a stage draws whole pictures, and a batch of all processes more than are stored.
+    """
+    num_stored = min(options.query_images, num_pictures)
+    num_processes = get_process_state().num_processes
+    for name in TRANSITION_STAGES:
+        draws_labels = name == GeneratorStage.name and options.queries_per_label is not None
+        if name not in stages or draws_labels:
+            continue
+        batch_size = stages[name].batch_size
+        if batch_size * num_processes > num_stored:
+            raise ValueError(
+                f"the stage {name!r} draws the queries of {batch_size * num_processes} pictures at a time "
+                f"(batch_size {batch_size}, processes {num_processes}), but only {num_stored} are stored: "
+                f"lower its batch_size, or use more pictures (of seen labels are {num_pictures}, "
+                f"query_images is {options.query_images})"
+            )
+
+
+def build_transition_store(
+    model: ConcatForPanopticSegmentation,
+    processor: ConcatProcessor,
+    dataset: PanopticDataset,
+    folder: Path,
+    *,
+    data_setup: Mapping[str, str],
+    options: TransitionOptions,
+) -> TensorStore:
+    """The queries that :func:`train_concat_transition` learns from, as far as they are missing.
+
+    Args:
+        model: with a trained segmentor; moved to accelerate's device.
+        processor: of the same checkpoint.
+        dataset: pictures of seen labels alone, of one size or transformed to one.
+        folder: of the store.
+        data_setup: how the data are read, by name; part of the store's identity.
+        options: how many pictures, and how many at a time.
+    """
+    model.to(get_process_state().device)
+    seen = dataset.vocabulary.select(dataset.vocabulary.seen_label_ids)
+    return build_query_store(
+        model,
+        dataset,
+        folder,
+        collate=build_seen_collator(processor, dataset.vocabulary),
+        context=StageContext(seen, **encode_vocabulary(model, processor, seen)),
+        data_setup=data_setup,
+        num_images=min(options.query_images, len(dataset)),
+        batch_size=options.query_batch_size,
     )
 
 

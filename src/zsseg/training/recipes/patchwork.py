@@ -13,11 +13,19 @@ from zsseg.training.arguments import MixedPrecision, TrainerArguments
 from zsseg.training.recipe_parts import are_complete, choose_start, prepare_stages
 from zsseg.training.recipes.concat_segmentor import AlignmentStage
 from zsseg.training.recipes.concat_stages import QUERY_FOLDER, TOKEN_FOLDER, Setting
-from zsseg.training.recipes.concat_transition import TRANSITION_STAGES, TransitionOptions
-from zsseg.training.recipes.patchwork_concat import build_patchwork_stages, train_patchwork_concat
+from zsseg.training.recipes.concat_transition import (
+    TRANSITION_STAGES,
+    TransitionOptions,
+    check_query_batches,
+)
+from zsseg.training.recipes.patchwork_concat import (
+    build_patchwork_segmentor_stages,
+    train_patchwork_segmentor,
+)
 from zsseg.training.recipes.patchwork_transition import (
     build_patchwork_alignment_arguments,
     build_patchwork_transition_stages,
+    choose_transition_stages,
     train_patchwork_alignment,
     train_patchwork_transition,
 )
@@ -69,7 +77,7 @@ def build_patchwork_recipe(
     steps = PatchworkSteps() if steps is None else steps
     shared: dict[str, Any] = {"mixed_precision": mixed_precision, "seed": seed}
     drawing: dict[str, Any] = {**shared, "batch_size": batch_size, "num_workers": num_workers}
-    segmentor = build_patchwork_stages(
+    segmentor = build_patchwork_segmentor_stages(
         output,
         backbone_steps=steps.backbone,
         deepened_steps=steps.deepened,
@@ -125,9 +133,12 @@ def train_patchwork_recipe(
     # Everything that can be wrong is found before an earlier run is deleted and the first long stage begins.
     load_patchwork_split(split)
     load_vision_language_teacher(clip)
+    options = TransitionOptions() if options is None else options
+    transition = choose_transition_stages(stages, setting)
+    check_query_batches(transition, options, options.query_images)
     later_folders = [output / name for name in order[len(stages) :]]
     prepare_stages(stages.values(), later_folders=later_folders, resume=resume, overwrite=overwrite)
-    model, processor, results = train_patchwork_concat(
+    model, processor, results = train_patchwork_segmentor(
         clip,
         {name: stages[name] for name in SEGMENTOR_STAGES},
         split=split,
@@ -147,7 +158,6 @@ def train_patchwork_recipe(
             stream=stream,
             **choose_start([arguments], resume=resume, overwrite=overwrite),
         )
-    transition = {name: stages[name] for name in TRANSITION_STAGES if name in stages}
     if transition and are_complete(results):
         results |= train_patchwork_transition(
             model,

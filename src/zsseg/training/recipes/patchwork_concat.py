@@ -19,6 +19,7 @@ from zsseg.training.arguments import MixedPrecision, TrainerArguments
 from zsseg.training.checkpointing import find_checkpoints
 from zsseg.training.evaluation import evaluate_model
 from zsseg.training.patchwork_clip_evaluation import CLIP_PROMPTS, MEAN_COLOR
+from zsseg.training.recipe_parts import are_complete, choose_start
 from zsseg.training.recipes.concat import train_concat
 from zsseg.training.recipes.patchwork_clip import TRAINING_SCENES, VALIDATION_SEED
 from zsseg.training.trainer import TrainingResult
@@ -120,7 +121,12 @@ def deepen_backbone(
     return deeper
 
 
-def build_patchwork_stages(
+def build_training_scenes(num_scenes: int, split: str) -> PatchworkDataset:
+    """The scenes that every stage learns from: no unseen category of the split, neither pixels nor names."""
+    return PatchworkDataset(seed=SEGMENTOR_SEED, num_scenes=num_scenes, split=split, categories="seen")
+
+
+def build_patchwork_segmentor_stages(
     output: Path,
     *,
     backbone_steps: int,
@@ -132,7 +138,7 @@ def build_patchwork_stages(
     seed: int = 0,
     num_workers: int = 1,
 ) -> dict[str, TrainerArguments]:
-    """Arguments of all stages; rates for a small model from random weights, not PADing's."""
+    """Arguments of the segmentor's stages; rates for a small model from random weights, not PADing's."""
     backbone = TrainerArguments(
         output_dir=output / "backbone",
         steps=backbone_steps,
@@ -175,7 +181,7 @@ def build_patchwork_stages(
     return {"backbone": backbone, "deepened": deepened, "warmup": warmup, "segmentor": segmentor}
 
 
-def train_patchwork_concat(
+def train_patchwork_segmentor(
     clip: str | Path,
     stages: Mapping[str, TrainerArguments],
     *,
@@ -190,31 +196,32 @@ def train_patchwork_concat(
 
     Args:
         clip: folder of Patchwork's CLIP; its text tower becomes part of the checkpoint and stays as it is.
-        stages: as :func:`build_patchwork_stages` makes them.
+        stages: as :func:`build_patchwork_segmentor_stages` makes them.
         split: which names are unseen; see :func:`~zsseg.data.patchwork.splits.load_patchwork_split`.
         resume: go on where an earlier run of the same arguments stopped or was killed.
         overwrite: start anew in folders that hold a run.
         stream: console output, standard error if None.
 
     Returns:
-        The trained model, its processor, and how each stage ended.
+        The trained model, its processor, and how each stage that ran ended.
 
     Raises:
         As :func:`~zsseg.training.recipes.concat.train_concat`.
     """
     model, processor = build_patchwork_concat(clip, next(iter(stages.values())).seed)
+    scenes = build_training_scenes(TRAINING_SCENES, split)
     validation = PatchworkDataset(
         seed=VALIDATION_SEED, num_scenes=VALIDATION_SCENES, split=split, categories="seen"
     )
-    scenes = PatchworkDataset(seed=SEGMENTOR_SEED, num_scenes=TRAINING_SCENES, split=split, categories="seen")
     shallow = {"backbone": stages["backbone"]}
+    # The stage "backbone" once more, on a backbone of more blocks, then the others.
     deep = {"backbone": stages["deepened"], "warmup": stages["warmup"], "segmentor": stages["segmentor"]}
     results: dict[str, TrainingResult] = {}
     for part in (shallow, deep):
-        has_begun = any(find_checkpoints(arguments.output_dir) for arguments in part.values())
         if part is deep:
             model = deepen_backbone(model)
         elif resume and any(find_checkpoints(arguments.output_dir) for arguments in deep.values()):
+            # A checkpoint of the deepened backbone holds what the shallow one learnt.
             continue
         part_results = train_concat(
             model,
@@ -225,12 +232,10 @@ def train_patchwork_concat(
             unseen="drop_images",
             warmup_segment_weight=1.0,
             evaluate=lambda trained: evaluate_model(trained, processor, validation, task="panoptic"),
-            resume=resume and has_begun,
-            # A resumed run may find what a stage left that was killed before its first checkpoint.
-            overwrite=overwrite or (resume and not has_begun),
             stream=stream,
+            **choose_start(part.values(), resume=resume, overwrite=overwrite),
         )
         results |= {part[name].output_dir.name: result for name, result in part_results.items()}
-        if not all(result.is_complete for result in part_results.values()):
+        if not are_complete(part_results):
             break
     return model, processor, results

@@ -4,9 +4,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TextIO
 
-from zsseg.data.clip_tokens import ClipTokenDataset, build_clip_tokens
+from zsseg.data.clip_tokens import ClipTokenDataset
 from zsseg.data.patchwork.categories import build_patchwork_vocabulary
-from zsseg.data.patchwork.dataset import PatchworkDataset
 from zsseg.data.patchwork.splits import load_patchwork_split
 from zsseg.data.transforms import Compose
 from zsseg.layers.vision_language import load_vision_language_teacher
@@ -16,14 +15,15 @@ from zsseg.models.concat.processing_concat import ConcatProcessor
 from zsseg.training.arguments import MixedPrecision, TrainerArguments
 from zsseg.training.recipes.concat import train_concat
 from zsseg.training.recipes.concat_segmentor import AlignmentOptions, AlignmentStage
-from zsseg.training.recipes.concat_stages import Setting
+from zsseg.training.recipes.concat_stages import Setting, build_token_store
 from zsseg.training.recipes.concat_transition import (
+    TRANSITION_STAGES,
     GeneratorStage,
     TransitionOptions,
     UnionStage,
     train_concat_transition,
 )
-from zsseg.training.recipes.patchwork_concat import SEGMENTOR_SEED
+from zsseg.training.recipes.patchwork_concat import build_training_scenes
 from zsseg.training.trainer import TrainingResult
 from zsseg.vocabulary import Vocabulary
 
@@ -126,29 +126,17 @@ def train_patchwork_alignment(
     Raises:
         As :func:`~zsseg.training.recipes.concat.train_concat`.
     """
-    scenes = PatchworkDataset(
-        seed=SEGMENTOR_SEED,
-        num_scenes=arguments.steps * arguments.batch_size,
-        split=split,
-        categories="seen",
-    )
+    scenes = build_training_scenes(arguments.steps * arguments.batch_size, split)
     teacher = load_vision_language_teacher(str(clip))
-    tokens = build_clip_tokens(
-        scenes,
-        token_folder,
-        encode=teacher.encode_images,
-        image_size=teacher.image_size,
-        fill_color=teacher.fill_color,
-        teacher_hash=teacher.weights_hash,
-    )
     results = train_concat(
         model,
         processor,
-        ClipTokenDataset(scenes, tokens),
+        ClipTokenDataset(scenes, build_token_store(scenes, teacher, token_folder)),
         stages={AlignmentStage.name: arguments},
         transform=Compose(()),
         unseen="drop_images",
         alignment=alignment,
+        data_setup={"teacher": teacher.weights_hash},
         resume=resume,
         overwrite=overwrite,
         stream=stream,
@@ -189,21 +177,14 @@ def train_patchwork_transition(
         As :func:`~zsseg.training.recipes.concat_transition.train_concat_transition`.
     """
     options = TransitionOptions() if options is None else options
-    scenes = PatchworkDataset(
-        seed=SEGMENTOR_SEED, num_scenes=options.query_images, split=split, categories="seen"
-    )
-    is_inductive = setting == "inductive"
+    scenes = build_training_scenes(options.query_images, split)
     return train_concat_transition(
         model,
         processor,
         scenes,
-        stages={
-            name: arguments
-            for name, arguments in stages.items()
-            if not (is_inductive and name == UnionStage.name)
-        },
+        stages=choose_transition_stages(stages, setting),
         store_folder=query_folder,
-        unseen=None if is_inductive else select_unseen_names(split),
+        unseen=None if setting == "inductive" else select_unseen_names(split),
         data_setup={"world": f"Patchwork {scenes.preset.name}, seed {scenes.seed}, split {split}, seen"},
         options=options,
         union_options=union_options,
@@ -211,6 +192,14 @@ def train_patchwork_transition(
         overwrite=overwrite,
         stream=stream,
     )
+
+
+def choose_transition_stages(
+    stages: Mapping[str, TrainerArguments], setting: Setting
+) -> dict[str, TrainerArguments]:
+    """Those after alignment that the setting allows: "union" has to know the unseen names."""
+    allowed = (GeneratorStage.name,) if setting == "inductive" else TRANSITION_STAGES
+    return {name: stages[name] for name in allowed if name in stages}
 
 
 def select_unseen_names(split: str) -> Vocabulary:
