@@ -111,13 +111,18 @@ ROWS: Mapping[str, Stage1Row | TransitionRow | UpperBoundRow] = {
     "+ CON, bank 64": Stage1Row(AlignmentOptions(bank_size=64)),
     "+ CON, bank 256": Stage1Row(AlignmentOptions(bank_size=256)),
     "PADing": TransitionRow(
-        PROJECTION, PADING, UnionOptions(labels_per_step=5, queries_per_label=1, noise_scale=1.0)
+        PROJECTION,
+        PADING,
+        UnionOptions(
+            labels_per_step=5, queries_per_label=1, noise_scale=1.0, keep_known=False, unseen_weight=5.0
+        ),
     ),
     "PADing's generator": TransitionRow(PROJECTION, PADING),
     "GMM pooled": TransitionRow(PROJECTION, replace(GMM, moments="pooled", queries_per_label=None)),
     "GMM": TransitionRow(PROJECTION, GMM),
     "GMM + QC": TransitionRow(PROJECTION, QC),
     "GMM + QC + cycle": TransitionRow(PROJECTION, CYCLE),
+    "the same, known labels sharpened": TransitionRow(PROJECTION, CYCLE, UnionOptions(keep_known=False)),
     "CONCAT": TransitionRow(CON, CYCLE),
     "CONCAT, CVAE": TransitionRow(CON, replace(CYCLE, generator_type="cvae")),
     "CONCAT, by names": TransitionRow(CON, TransitionOptions(), by_names=True),
@@ -343,7 +348,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=list(ROWS))
     parser.add_argument("--steps", type=int, default=240, help="of every row of stage 1")
     parser.add_argument("--generator-steps", type=int, default=1500)
-    parser.add_argument("--union-steps", type=int, default=300)
+    parser.add_argument("--union-steps", type=int, default=1000)
     parser.add_argument("--csv", type=Path, help="write every figure of every seed here")
     parser.add_argument("--write", type=Path, nargs="+", default=[], metavar="DOCUMENT")
     arguments = parser.parse_args()

@@ -2,7 +2,7 @@
 
 python examples/04_adapt_by_names.py CHECKPOINT --labels zebra giraffe --stuff savanna --output adapted
 
-CHECKPOINT needs a query generator and stored queries: the stage "generator" of `zsseg train concat` makes both.
+CHECKPOINT needs a query generator and stored queries: `zsseg train concat --stage generator` makes both.
 """
 
 import argparse

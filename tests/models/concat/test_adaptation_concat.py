@@ -12,7 +12,12 @@ from testing.tiny_models import (
     build_processor,
 )
 from zsseg import ConcatForPanopticSegmentation
-from zsseg.models.concat.adaptation_concat import UnionOptions, compute_union_loss, draw_text_embeds
+from zsseg.models.concat.adaptation_concat import (
+    FrozenClassifier,
+    UnionOptions,
+    compute_union_loss,
+    draw_text_embeds,
+)
 from zsseg.models.concat.query_memory import NO_OBJECT, sample_queries
 from zsseg.models.inference import encode_vocabulary
 from zsseg.processing.precomputed_text_embeddings import PrecomputedTextEmbeddings
@@ -171,12 +176,37 @@ class Test_adapt:
                 UnionOptions(**values)
 
 
+def compute_logits(model, queries, texts):
+    """In float64, by hand."""
+    with torch.no_grad():
+        embeds = model.semantic_projector(queries).double().numpy()
+    vectors = np.concatenate([texts.numpy(), model.no_object_embedding.detach().numpy()[None]])
+    embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)
+    vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
+    return model.config.logit_scale * embeds @ vectors.T
+
+
+def log_softmax(logits):
+    return logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+
+
 class Test_compute_union_loss:
-    def test_it_is_the_weighted_cross_entropy(self):
+    @pytest.mark.parametrize("keep_known", [False, True])
+    def test_it_is_the_weighted_cross_entropy(self, keep_known):
         model = build_adaptable()
         texts = torch.nn.functional.normalize(torch.randn(5, TEXT_WIDTH), dim=-1)
-        queries, label_ids = torch.randn(3, HIDDEN_DIM), torch.tensor([2, NO_OBJECT, 0])
-        options = UnionOptions(queries_per_label=2, unseen_weight=3.0, no_object_weight=0.2, noise_scale=0.5)
+        queries, label_ids = torch.randn(4, HIDDEN_DIM), torch.tensor([2, NO_OBJECT, 0, -100])
+        options = UnionOptions(
+            queries_per_label=2,
+            unseen_weight=3.0,
+            no_object_weight=0.2,
+            noise_scale=0.5,
+            keep_known=keep_known,
+        )
+        before = FrozenClassifier(model)
+        kept = np.exp(log_softmax(compute_logits(model, queries, texts)))
+        with torch.no_grad():
+            model.semantic_projector[0].weight.add_(0.1 * torch.randn(TEXT_WIDTH, HIDDEN_DIM))
         loss = compute_union_loss(
             model,
             queries,
@@ -185,19 +215,30 @@ class Test_compute_union_loss:
             texts,
             torch.arange(5),
             options,
-            torch.Generator().manual_seed(1),
+            before=before,
+            generator=torch.Generator().manual_seed(1),
         )
         drawn = texts[[3, 3, 4, 4]]
         pseudo = model.generator(drawn, noise_scale=0.5, generator=torch.Generator().manual_seed(1))
-        with torch.no_grad():
-            embeds = model.semantic_projector(torch.cat([queries, pseudo])).double().numpy()
-        vectors = np.concatenate([texts.numpy(), model.no_object_embedding.detach().numpy()[None]])
-        embeds /= np.linalg.norm(embeds, axis=1, keepdims=True)
-        vectors = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
-        logits = model.config.logit_scale * embeds @ vectors.T
-        targets, weights = [2, 5, 0, 3, 3, 4, 4], np.array([1, 0.2, 1, 3, 3, 3, 3])
-        entropies = np.log(np.exp(logits).sum(axis=1)) - logits[np.arange(7), targets]
+        logits = compute_logits(model, torch.cat([queries, pseudo]), texts)
+        targets = np.eye(6)[[2, 5, 0, 0, 3, 3, 4, 4]]
+        if keep_known:
+            targets[:4] = kept
+        weights = np.array([1, 0.2, 1, 0, 3, 3, 3, 3])
+        entropies = -(targets * log_softmax(logits)).sum(axis=1)
         assert loss.item() == pytest.approx((weights * entropies).sum() / weights.sum(), rel=1e-4)
+
+    def test_there_must_be_something_to_keep_to(self):
+        with pytest.raises(ValueError, match="keep_known needs the classifier from before"):
+            compute_union_loss(
+                build_adaptable(),
+                torch.randn(1, HIDDEN_DIM),
+                torch.tensor([0]),
+                torch.tensor([1]),
+                torch.randn(2, TEXT_WIDTH),
+                torch.arange(2),
+                UnionOptions(),
+            )
 
     def test_gradients_reach_the_projector_and_no_object_alone(self):
         model = build_adaptable()
@@ -210,6 +251,7 @@ class Test_compute_union_loss:
             texts,
             torch.arange(4),
             UnionOptions(),
+            before=FrozenClassifier(model),
         ).backward()
         reached = {name for name, parameter in model.named_parameters() if parameter.grad is not None}
         assert reached == {
@@ -227,10 +269,11 @@ class Test_compute_union_loss:
             torch.arange(1, 9),
             torch.randn(9, TEXT_WIDTH),
             torch.arange(9),
-            UnionOptions(labels_per_step=2, queries_per_label=1),
+            UnionOptions(labels_per_step=2, queries_per_label=1, keep_known=False),
         )
         losses = {
-            compute_union_loss(*arguments, torch.Generator().manual_seed(seed)).item() for seed in range(8)
+            compute_union_loss(*arguments, generator=torch.Generator().manual_seed(seed)).item()
+            for seed in range(8)
         }
         assert len(losses) == 8
 

@@ -35,7 +35,7 @@ def adapt(
     output: OutputOption,
     labels: LabelsOption = "",
     stuff: StuffOption = "",
-    steps: StepsOption = 300,
+    steps: StepsOption = 1000,
     seed: SeedOption = 0,
     traceback: TracebackOption = False,
 ) -> None:

@@ -5,6 +5,7 @@ queries of known labels together with pseudo queries of labels no picture was se
 The training recipe runs it on all queries of its pictures; a checkpoint runs it on the few it remembers.
 """
 
+import copy
 import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from zsseg.layers.open_vocabulary_classifier import compute_cosine_class_logits
 from zsseg.models.concat.query_memory import NO_OBJECT
 from zsseg.models.inference import encode_vocabulary
 from zsseg.vocabulary import SYNONYM_SEPARATOR, Category, Vocabulary
@@ -24,8 +26,8 @@ from zsseg.vocabulary import SYNONYM_SEPARATOR, Category, Vocabulary
 UNION_PREFIXES = ("semantic_projector.", "no_object_embedding")
 """Beginnings of the names of the parameters that union fine-tuning trains."""
 
-LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 1e-3, 0.9, 5e-4
-"""PADing's, for SGD."""
+LEARNING_RATE, MOMENTUM, WEIGHT_DECAY = 2e-3, 0.9, 5e-4
+"""Of SGD: PADing's, the rate doubled, as an adaptation is short."""
 
 QUERIES_PER_STEP = 256
 PSEUDO_QUERIES_TO_MEASURE = 64
@@ -41,8 +43,13 @@ class UnionOptions:
             costs next to nothing, so more are drawn here.
         noise_scale: standard deviation of the generator's noise. Above 1, as by default, pseudo queries
             spread wider than those it was trained with: real queries of labels it never saw do so too.
+        keep_known: what real queries learn. True: what the projector said of them before, so that new labels
+            are learnt and nothing else changes. False: their label, as in PADing; known labels are then
+            sharpened further, at the cost of labels without real queries.
         unseen_weight: weight of a pseudo query in the class loss; a real one of a known label has 1.
         no_object_weight: weight of a real query without a segment.
+
+    ``keep_known``, several queries a label and the wider noise are choices of ours.
 
     Raises:
         ValueError: if a number is out of range.
@@ -50,8 +57,9 @@ class UnionOptions:
 
     labels_per_step: int | None = None
     queries_per_label: int = 4
-    noise_scale: float = 1.5
-    unseen_weight: float = 5.0
+    noise_scale: float = 2.5
+    keep_known: bool = True
+    unseen_weight: float = 2.0
     no_object_weight: float = 0.1
 
     def __post_init__(self) -> None:
@@ -63,6 +71,43 @@ class UnionOptions:
                 raise ValueError(f"{name} must be 0 or more, got {getattr(self, name)}")
 
 
+class FrozenClassifier:
+    """The projector and the no-object embedding as they were, to say what real queries were taken for.
+
+    Args:
+        model: a :class:`~zsseg.ConcatForPanopticSegmentation`; its weights are copied.
+    """
+
+    def __init__(self, model: Any) -> None:
+        self.projector = copy.deepcopy(model.semantic_projector).requires_grad_(False)
+        self.no_object_embedding = model.no_object_embedding.detach().clone()
+        self.logit_scale = model.config.logit_scale
+
+    def get_state(self) -> dict[str, Tensor]:
+        """Its weights, to be saved with a checkpoint of a run."""
+        weights = {f"projector.{name}": value for name, value in self.projector.state_dict().items()}
+        return {**weights, "no_object_embedding": self.no_object_embedding}
+
+    def set_state(self, state: Mapping[str, Tensor]) -> None:
+        """Take the weights of :meth:`get_state`."""
+        device = self.no_object_embedding.device
+        self.projector.load_state_dict(
+            {name.removeprefix("projector."): value for name, value in state.items() if "." in name}
+        )
+        self.no_object_embedding = state["no_object_embedding"].to(device)
+
+    @torch.no_grad()
+    def compute_probabilities(self, queries: Tensor, text_embeds: Tensor, text_label_ids: Tensor) -> Tensor:
+        """(N, d) queries → (N, K + 1), the last column no-object."""
+        return compute_cosine_class_logits(
+            self.projector(queries),
+            text_embeds,
+            logit_scale=self.logit_scale,
+            text_label_ids=text_label_ids,
+            no_object_embedding=self.no_object_embedding,
+        ).softmax(dim=-1)
+
+
 def compute_union_loss(
     model: Any,
     queries: Tensor,
@@ -71,9 +116,11 @@ def compute_union_loss(
     text_embeds: Tensor,
     text_label_ids: Tensor,
     options: UnionOptions,
+    *,
+    before: FrozenClassifier | None = None,
     generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Weighted cross-entropy over real queries and pseudo queries; gradients reach no generator.
+    """Cross-entropy over real queries and pseudo queries, a weighted mean; gradients reach no generator.
 
     Args:
         model: a :class:`~zsseg.ConcatForPanopticSegmentation` with a generator.
@@ -84,28 +131,51 @@ def compute_union_loss(
         text_embeds: (T, D) texts of all K labels.
         text_label_ids: (T,) label of each text.
         options: numbers and weights.
+        before: the classifier that real queries keep to; needed with ``keep_known``.
         generator: of the noise; the global one if None.
 
     Returns:
         Scalar.
+
+    Raises:
+        ValueError: if ``keep_known`` is set and there is nothing to keep to.
     """
-    chosen = pseudo_label_ids
-    if options.labels_per_step is not None:
-        order = torch.randperm(len(chosen), generator=generator)[: options.labels_per_step]
-        chosen = chosen[order.to(chosen.device)]
-    drawn = chosen.repeat_interleave(options.queries_per_label)
+    drawn = _draw_labels(pseudo_label_ids, options, generator)
     with torch.no_grad():
         texts = draw_text_embeds(text_embeds, text_label_ids, drawn, generator)
         pseudo = model.generator(texts, noise_scale=options.noise_scale, generator=generator)
+    real = queries.to(pseudo.dtype)
     logits = model.compute_class_logits(
-        model.semantic_projector(torch.cat([queries.to(pseudo.dtype), pseudo])), text_embeds, text_label_ids
+        model.semantic_projector(torch.cat([real, pseudo])), text_embeds, text_label_ids
     )
-    no_object = logits.shape[-1] - 1
-    targets = torch.cat([torch.where(label_ids == NO_OBJECT, no_object, label_ids), drawn])
-    weight = logits.new_ones(no_object + 1)
-    weight[pseudo_label_ids] = options.unseen_weight
-    weight[no_object] = options.no_object_weight
-    return F.cross_entropy(logits, targets, weight)
+    num_columns = logits.shape[-1]
+    if not options.keep_known:
+        real_targets = _one_hot(torch.where(label_ids >= 0, label_ids, num_columns - 1), num_columns)
+    elif before is None:
+        raise ValueError("keep_known needs the classifier from before: pass FrozenClassifier(model)")
+    else:
+        real_targets = before.compute_probabilities(real, text_embeds, text_label_ids)
+    targets = torch.cat([real_targets, _one_hot(drawn, num_columns)])
+    weights = torch.cat(
+        [
+            torch.where(label_ids == NO_OBJECT, options.no_object_weight, (label_ids >= 0).to(logits.dtype)),
+            logits.new_full((len(drawn),), options.unseen_weight),
+        ]
+    )
+    cross_entropy = -(targets * logits.log_softmax(dim=-1)).sum(dim=-1)
+    return (weights * cross_entropy).sum() / weights.sum()
+
+
+def _one_hot(label_ids: Tensor, num_columns: int) -> Tensor:
+    return F.one_hot(label_ids, num_columns).float()
+
+
+def _draw_labels(label_ids: Tensor, options: UnionOptions, generator: torch.Generator | None) -> Tensor:
+    """The label of every pseudo query of a step."""
+    if options.labels_per_step is not None:
+        order = torch.randperm(len(label_ids), generator=generator)[: options.labels_per_step]
+        label_ids = label_ids[order.to(label_ids.device)]
+    return label_ids.repeat_interleave(options.queries_per_label)
 
 
 def draw_text_embeds(
@@ -151,7 +221,7 @@ def adapt_to_labels(
     candidate_labels: Sequence[str],
     *,
     stuff_labels: Sequence[str] = (),
-    steps: int = 300,
+    steps: int = 1000,
     options: UnionOptions | None = None,
     seed: int = 0,
     progress: bool = True,
@@ -219,6 +289,7 @@ def _fine_tune(
     # Labels of earlier adaptations have no real queries either: they are kept by pseudo queries.
     all_label_ids = torch.arange(int(text_inputs["text_label_ids"].max()) + 1, device=label_ids.device)
     pseudo_label_ids = all_label_ids[~torch.isin(all_label_ids, label_ids)]
+    before = FrozenClassifier(model)
     generator = torch.Generator().manual_seed(seed)
     optimizer = torch.optim.SGD(parameters, lr=LEARNING_RATE, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY)
     last_losses: deque[float] = deque(maxlen=max(1, steps // 10))
@@ -231,6 +302,7 @@ def _fine_tune(
             pseudo_label_ids,
             **text_inputs,
             options=options,
+            before=before,
             generator=generator,
         )
         optimizer.zero_grad()

@@ -53,7 +53,7 @@ class ConcatConfig(PreTrainedConfig):
     no_object_std: float = 0.02
     generator_type: str | None = None
     generator_noise_dim: int = 64
-    generator_hidden_dim: int = 128
+    generator_hidden_dim: int = 256
     generator_num_primitives: int = 400
     memory_size: int = 0
     known_labels: list[str] | tuple[str, ...] = ()

@@ -284,7 +284,7 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
         generator_type: str = "mlp",
         *,
         noise_dim: int = 64,
-        hidden_dim: int = 128,
+        hidden_dim: int = 256,
         num_primitives: int = 400,
     ) -> None:
         """Give the model a query generator of random weights, in place of one it may have.
@@ -347,7 +347,7 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
         candidate_labels: Sequence[str],
         *,
         stuff_labels: Sequence[str] = (),
-        steps: int = 300,
+        steps: int = 1000,
         options: UnionOptions | None = None,
         seed: int = 0,
         progress: bool = True,

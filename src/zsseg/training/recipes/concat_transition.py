@@ -20,6 +20,7 @@ from zsseg.losses.query_contrast import compute_cycle_loss, compute_query_contra
 from zsseg.losses.set_criterion import UNKNOWN_LABEL
 from zsseg.models.concat.adaptation_concat import (
     UNION_PREFIXES,
+    FrozenClassifier,
     UnionOptions,
     compute_union_loss,
     draw_text_embeds,
@@ -72,10 +73,10 @@ class TransitionOptions:
 
     generator_type: str = "mlp"
     noise_dim: int = 64
-    hidden_dim: int = 128
+    hidden_dim: int = 256
     moments: Literal["per_label", "pooled"] = "per_label"
     moment_weight: float = 1.0
-    contrast_weight: float = 0.1
+    contrast_weight: float = 0.3
     cycle_weight: float = 0.02
     unseen_cycle_weight: float = 0.02
     own_weight: float = 1.0
@@ -187,6 +188,8 @@ class UnionStage(Stage):
 
     def __init__(self, options: UnionOptions) -> None:
         self.options = options
+        self.before: FrozenClassifier | None = None
+        self.resumed_state: Mapping[str, Tensor] = {}
 
     def is_trainable(self, parameter_name: str) -> bool:
         """Projector and no-object embedding."""
@@ -194,6 +197,10 @@ class UnionStage(Stage):
 
     def compute_loss(self, model: Any, batch: Batch, context: StageContext) -> dict[str, Tensor]:
         """Weighted cross-entropy over all real queries of the pictures and the pseudo queries."""
+        if self.before is None:
+            self.before = FrozenClassifier(model)
+            if self.resumed_state:
+                self.before.set_state(self.resumed_state)
         label_ids = batch["label_ids"].flatten()
         unseen = torch.tensor(context.vocabulary.unseen_label_ids, device=label_ids.device)
         with torch.autocast(label_ids.device.type, enabled=False):
@@ -205,8 +212,17 @@ class UnionStage(Stage):
                 context.text_embeds,
                 context.text_label_ids,
                 self.options,
+                before=self.before,
             )
         return {"loss": loss}
+
+    def get_state(self) -> dict[str, Tensor]:
+        """The classifier that real queries keep to."""
+        return {} if self.before is None else self.before.get_state()
+
+    def set_state(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from a state of :meth:`get_state`; it is read at the next step."""
+        self.resumed_state = state
 
 
 TRANSITION_STAGES = (GeneratorStage.name, UnionStage.name)

@@ -58,7 +58,7 @@ class PatchworkSteps:
     segmentor: int = 3000
     alignment: int = 240
     generator: int = 1500
-    union: int = 300
+    union: int = 1000
 
 
 def build_patchwork_recipe(

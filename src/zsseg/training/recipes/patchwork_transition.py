@@ -63,7 +63,7 @@ def build_patchwork_transition_stages(
     mixed_precision: MixedPrecision = "bf16",
     seed: int = 0,
 ) -> dict[str, TrainerArguments]:
-    """Arguments of generator (Adam's rate and milestones are PADing's) and union fine-tuning (SGD's too)."""
+    """Arguments of both stages: PADing's rates and milestones, the rate of union fine-tuning doubled."""
     generator = TrainerArguments(
         output_dir=output / GeneratorStage.name,
         steps=generator_steps,
@@ -83,7 +83,7 @@ def build_patchwork_transition_stages(
         steps=union_steps,
         batch_size=12,
         optimizer="sgd",
-        learning_rate=1e-3,
+        learning_rate=2e-3,
         weight_decay=5e-4,
         max_grad_norm=None,
         schedule="constant",
