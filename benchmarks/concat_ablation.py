@@ -14,7 +14,8 @@ import csv
 import json
 import shutil
 import statistics
-from collections.abc import Callable, Mapping
+import sys
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -46,6 +47,7 @@ from zsseg.training.recipes.patchwork_transition import (
     train_patchwork_transition,
 )
 from zsseg.training.stage import Batch, StageContext
+from zsseg.training.trainer import TrainingResult
 
 HELD_OUT_SCENES = 500
 FIGURES = ("PQ", "PQ_seen", "PQ_unseen", "PQ_unseen_things", "PQ_unseen_stuff", "hPQ", "mIoU", "hIoU")
@@ -151,7 +153,7 @@ def train_stage1(row: Stage1Row, folder: Path, arguments: argparse.Namespace, se
             split=arguments.split,
             categories="seen",
         )
-        train_concat(
+        result = train_concat(
             model,
             processor,
             scenes,
@@ -160,9 +162,9 @@ def train_stage1(row: Stage1Row, folder: Path, arguments: argparse.Namespace, se
             unseen="drop_images",
             resume=resume,
             overwrite=not resume,
-        )
+        )[SegmentorStage.name]
     else:
-        train_patchwork_alignment(
+        result = train_patchwork_alignment(
             model,
             processor,
             arguments.clip,
@@ -173,6 +175,7 @@ def train_stage1(row: Stage1Row, folder: Path, arguments: argparse.Namespace, se
             resume=resume,
             overwrite=not resume,
         )
+    stop_if_interrupted([result])
     save(model, processor, checkpoint)
     shutil.rmtree(stage_arguments.output_dir)
     return checkpoint
@@ -206,7 +209,7 @@ def build_row(
             union_steps=arguments.union_steps,
             seed=seed,
         )
-        train_patchwork_transition(
+        results = train_patchwork_transition(
             model,
             processor,
             stages,
@@ -217,6 +220,7 @@ def build_row(
             union_options=row.union,
             overwrite=True,
         )
+        stop_if_interrupted(results.values())
         if row.by_names:
             unseen = select_unseen_names(arguments.split)
             stuff = [category.name for category in unseen if not category.is_thing]
@@ -265,7 +269,7 @@ def fine_tune_on_unseen_masks(
     stage_arguments = build_patchwork_transition_stages(
         folder / "upper-bound", generator_steps=1, union_steps=arguments.union_steps, seed=seed
     )[UnionStage.name]
-    run_recipe(
+    results = run_recipe(
         [RecipeStep(RealUnionStage(UnionOptions()), stage_arguments)],
         model=model,
         processor=processor,
@@ -275,6 +279,13 @@ def fine_tune_on_unseen_masks(
         data_setup=store.identity,
         overwrite=True,
     )
+    stop_if_interrupted(results.values())
+
+
+def stop_if_interrupted(results: Iterable[TrainingResult]) -> None:
+    """A stage that was asked to stop has saved itself; what it holds is no row yet."""
+    if not all(result.is_complete for result in results):
+        sys.exit("stopped; the same command goes on from here")
 
 
 def slug(name: str) -> str:
