@@ -163,11 +163,11 @@ class GeneratorStage(Stage):
 
 
 def _draw_unseen(vocabulary: Vocabulary, label_ids: Tensor) -> Tensor | None:
-    """As many random unseen label ids; None where training knows of none (inductive)."""
+    """Random unseen label ids, a quarter as many; None where training knows of none (inductive)."""
     if not vocabulary.unseen_label_ids:
         return None
     unseen = torch.tensor(vocabulary.unseen_label_ids, device=label_ids.device)
-    return unseen[torch.randint(len(unseen), label_ids.shape, device=unseen.device)]
+    return unseen[torch.randint(len(unseen), (-(-len(label_ids) // 4),), device=unseen.device)]
 
 
 def name_queries(model: Any, queries: Tensor, context: StageContext) -> Tensor:
