@@ -358,7 +358,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--rows", nargs="+", choices=list(ROWS))
     parser.add_argument("--steps", type=int, default=240, help="of every row of stage 1")
-    parser.add_argument("--generator-steps", type=int, default=1500)
+    parser.add_argument("--generator-steps", type=int, default=2000)
     parser.add_argument("--union-steps", type=int, default=1000)
     parser.add_argument("--csv", type=Path, help="write every figure of every seed here")
     parser.add_argument("--write", type=Path, nargs="+", default=[], metavar="DOCUMENT")

@@ -69,7 +69,7 @@ def measure(generator_type: str, folder: Path, steps: int) -> dict[str, float]:
             folder, generator_steps=steps, union_steps=steps
         ).items()
     }
-    drawn = LabelQueryDataset(pictures, queries_per_label=options.queries_per_label or 16)
+    drawn = LabelQueryDataset(pictures, queries_per_label=options.queries_per_label or 8)
     run_recipe(
         [
             RecipeStep(GeneratorStage(options), stages[GeneratorStage.name], dataset=drawn),

@@ -50,7 +50,7 @@ REFERENCE_SEGMENTOR: Mapping[str, Any] = {
 """Sizes and loss weights of PADing's segmentor, as of :class:`~transformers.Mask2FormerConfig`."""
 
 COCO_TRANSITION = TransitionOptions(
-    hidden_dim=512, query_images=50_000, query_batch_size=4, memory_size=2_000
+    hidden_dim=512, queries_per_label=16, query_images=50_000, query_batch_size=4, memory_size=2_000
 )
 """The queries of every training picture, as some labels are rare; few at a time, as pictures are large. Sizes
 are choices of ours.

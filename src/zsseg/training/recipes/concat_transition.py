@@ -80,7 +80,7 @@ class TransitionOptions:
     cycle_weight: float = 0.02
     unseen_cycle_weight: float = 0.02
     own_weight: float = 1.0
-    queries_per_label: int | None = 16
+    queries_per_label: int | None = 8
     query_images: int = 3000
     query_batch_size: int = 16
     memory_size: int = MEMORY_SIZE

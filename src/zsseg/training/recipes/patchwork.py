@@ -57,7 +57,7 @@ class PatchworkSteps:
     warmup: int = 400
     segmentor: int = 3000
     alignment: int = 240
-    generator: int = 1500
+    generator: int = 2000
     union: int = 1000
 
 
