@@ -33,6 +33,11 @@ class Category:
         """The name and its synonyms, in that order."""
         return (self.name, *self.synonyms)
 
+    @property
+    def spelling(self) -> str:
+        """As users type it: ``"car|automobile"`` has a synonym."""
+        return SYNONYM_SEPARATOR.join(self.texts)
+
 
 @dataclass(frozen=True)
 class Vocabulary:

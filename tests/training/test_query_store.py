@@ -4,6 +4,7 @@ import torch
 from testing.tiny_models import build_clip_text_config, build_model, build_processor
 from testing.two_processes import run_in_two_processes
 from zsseg.data.patchwork.dataset import PatchworkDataset
+from zsseg.layers.weights_digest import compute_weights_digest
 from zsseg.losses.set_criterion import UNKNOWN_LABEL
 from zsseg.models.concat.query_memory import NO_OBJECT
 from zsseg.models.inference import encode_vocabulary
@@ -14,7 +15,6 @@ from zsseg.training.query_store import (
     collate_queries,
     extract_queries,
     find_unknown_queries,
-    hash_weights,
 )
 from zsseg.training.recipes.concat import build_seen_collator
 from zsseg.training.stage import StageContext
@@ -111,7 +111,9 @@ def test_processes_share_the_work_and_store_what_one_would(parts, tmp_path):
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").iterdir()}
     found = build(parts, tmp_path / "two").read_all()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "two").iterdir()} == stamps
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert torch.equal(found["label_ids"], expected["label_ids"])
+    # Another number of threads rounds otherwise.
+    torch.testing.assert_close(found["queries"], expected["queries"], atol=2e-3, rtol=2e-3)
 
 
 @pytest.mark.parametrize("change", ["segmentor", "projector", "data"])
@@ -141,10 +143,10 @@ def test_a_half_written_store_is_completed(parts, tmp_path):
 def test_the_model_is_left_as_it_was(parts, tmp_path):
     model = parts[0]
     points = model.criterion.get_rng_state()
-    weights = hash_weights(model, ("",))
+    weights = compute_weights_digest(model, ("",))
     build(parts, tmp_path)
     assert torch.equal(model.criterion.get_rng_state(), points)
-    assert hash_weights(model, ("",)) == weights
+    assert compute_weights_digest(model, ("",)) == weights
     assert not model.training
 
 
@@ -157,9 +159,9 @@ def test_the_generator_does_not_change_the_segmentor_s_digest(parts):
     from zsseg.training.query_store import QUERY_PREFIXES
 
     model = build_model(text_config=build_clip_text_config())
-    before = hash_weights(model, QUERY_PREFIXES)
+    before = compute_weights_digest(model, QUERY_PREFIXES)
     model.attach_generator("mlp")
-    assert hash_weights(model, QUERY_PREFIXES) == before
+    assert compute_weights_digest(model, QUERY_PREFIXES) == before
 
 
 def test_queries_on_unknown_pixels_teach_nothing_where_the_model_says_so(parts, tmp_path):

@@ -73,7 +73,7 @@ class DemoRun:
         """
         records = segmenter(
             self.example.image,
-            candidate_labels=["|".join(category.texts) for category in self.vocabulary],
+            candidate_labels=[category.spelling for category in self.vocabulary],
             stuff_labels=[self.vocabulary[label_id].name for label_id in self.vocabulary.stuff_label_ids],
         )
         return build_segmentation(records, self.vocabulary, self.example.target.size)

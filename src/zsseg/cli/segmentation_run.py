@@ -87,7 +87,7 @@ class SegmentationRun:
         # The call encodes the labels, so one that the checkpoint does not know ends here, before any folder.
         found = segmenter(
             self._readable_images(),
-            candidate_labels=["|".join(category.texts) for category in self.vocabulary],
+            candidate_labels=[category.spelling for category in self.vocabulary],
             stuff_labels=[self.vocabulary[label_id].name for label_id in self.vocabulary.stuff_label_ids],
             **options,
         )

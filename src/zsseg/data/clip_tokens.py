@@ -1,6 +1,5 @@
 """CLS tokens of a data set's pictures and segments: computed once by a frozen CLIP, then read from disk."""
 
-import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -11,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from zsseg.data.examples import ClipTokens, PanopticDataset, PanopticExample
+from zsseg.data.examples import ClipTokens, PanopticDataset, PanopticExample, compute_example_digest
 from zsseg.data.segment_crops import Color, CropMode, crop_segment, crop_whole
 from zsseg.data.tensor_store import TensorStore, TensorStoreError, build_tensor_store
 from zsseg.structures import SegmentInfo
@@ -69,7 +68,7 @@ def build_clip_tokens(
         "image size": str(image_size),
         "fill color": str(fill_color),
         "labels": json.dumps(dataset.vocabulary.names, ensure_ascii=False),
-        "first example": _compute_digest(dataset[0]).hex(),
+        "first example": compute_example_digest(dataset[0]).hex(),
     }
     return build_tensor_store(
         folder,
@@ -118,7 +117,7 @@ class ClipTokenDataset:
         """
         example = self.dataset[index]
         tensors = self.store[index]
-        if tensors["digest"].numpy().tobytes() != _compute_digest(example):
+        if tensors["digest"].numpy().tobytes() != compute_example_digest(example):
             raise TensorStoreError(
                 f"{example.file_name} (example {index}): its picture or map has changed since its tokens "
                 f"were computed; remove {self.store.folder} and build the tokens again"
@@ -157,7 +156,9 @@ class _TokenComputer:
                 "image_token": example_tokens[:1],
                 "segment_tokens": example_tokens[1:],
                 "segment_ids": torch.tensor([segment.id for segment in _list_segments(example)]).int(),
-                "digest": torch.frombuffer(bytearray(_compute_digest(example)), dtype=torch.uint8)[None],
+                "digest": torch.frombuffer(bytearray(compute_example_digest(example)), dtype=torch.uint8)[
+                    None
+                ],
             }
             for example, example_tokens in zip(examples, tokens, strict=True)
         ]
@@ -182,10 +183,3 @@ class _TokenComputer:
 def _list_segments(example: PanopticExample) -> list[SegmentInfo]:
     """The segments that have a token: nothing is learnt from crowds."""
     return [segment for segment in example.target.segments if not segment.iscrowd]
-
-
-def _compute_digest(example: PanopticExample) -> bytes:
-    digest = hashlib.sha256(repr(example.image.size).encode())
-    digest.update(example.image.tobytes())
-    digest.update(example.target.segment_ids.tobytes())
-    return digest.digest()

@@ -1,5 +1,6 @@
 """One picture with its panoptic ground truth, and what every data set of such pairs offers."""
 
+import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol
@@ -64,6 +65,14 @@ class PanopticExample:
                     f"{self.file_name}: segments {missing[:10]} have no token; every segment needs one, or "
                     "the example none"
                 )
+
+
+def compute_example_digest(example: PanopticExample) -> bytes:
+    """32 bytes that change with the picture's pixels, its size or the segment map."""
+    digest = hashlib.sha256(repr(example.image.size).encode())
+    digest.update(example.image.tobytes())
+    digest.update(example.target.segment_ids.tobytes())
+    return digest.digest()
 
 
 class PanopticDataset(Protocol):

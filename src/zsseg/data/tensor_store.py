@@ -3,7 +3,6 @@
 import hashlib
 import json
 import logging
-import os
 import re
 from bisect import bisect_right
 from collections import Counter
@@ -16,6 +15,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from tqdm import tqdm
+
+from zsseg.durable_files import flush_to_disk
 
 logger = logging.getLogger(__name__)
 
@@ -293,9 +294,9 @@ def _write_shard(path: Path, header: _ShardHeader, items: Sequence[Mapping[str, 
     temporary = path.with_name(path.name + TEMPORARY_SUFFIX)
     metadata = {METADATA_KEY: json.dumps(complete._asdict(), ensure_ascii=False)}
     save_file(tensors, temporary, metadata=metadata)
-    _flush_to_disk(temporary)
+    flush_to_disk(temporary)
     temporary.rename(path)
-    _flush_to_disk(path.parent)
+    flush_to_disk(path.parent)
 
 
 def _concatenate(items: Sequence[Mapping[str, Tensor]], indices: range) -> dict[str, Tensor]:
@@ -335,14 +336,6 @@ def _compute_digest(tensors: Mapping[str, Tensor]) -> str:
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         digest.update(tensor.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _shorten(value: str | None) -> str:

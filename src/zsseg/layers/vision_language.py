@@ -25,6 +25,8 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
+from zsseg.layers.weights_digest import compute_weights_digest
+
 OPEN_CLIP_PREFIX = "open_clip:"
 OPEN_CLIP_SCHEMAS = ("hf-hub:", "local-dir:")
 TRANSFORMERS_TOWERS = {
@@ -74,11 +76,8 @@ class VisionLanguageTeacher:
     @cached_property
     def weights_hash(self) -> str:
         """A digest of names, shapes and values of all weights, and of the normalisation before them."""
-        digest = hashlib.sha256(repr((self.image_mean, self.image_std)).encode())
-        for name, tensor in sorted(self.tower.state_dict().items()):
-            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            digest.update(tensor.cpu().flatten().view(torch.uint8).numpy().data)
-        return digest.hexdigest()
+        normalisation = repr((self.image_mean, self.image_std))
+        return hashlib.sha256(f"{normalisation} {compute_weights_digest(self.tower)}".encode()).hexdigest()
 
     def to(self, device: torch.device | str) -> Self:
         """Move the tower, in place."""

@@ -6,7 +6,6 @@ resuming needs.
 """
 
 import json
-import os
 import re
 import shutil
 from collections.abc import Iterator, Mapping
@@ -20,6 +19,7 @@ from torch import Tensor, nn
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
+from zsseg.durable_files import flush_to_disk
 from zsseg.training.random_state import capture_rng_states, restore_rng_states
 
 CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d{6,})")
@@ -186,12 +186,12 @@ class CheckpointWriter:
         """Give the complete checkpoint its name, move the links and drop checkpoints no longer kept."""
         temporary = self.temporary_folder(state)
         for path in (*temporary.rglob("*"), temporary):
-            _flush_to_disk(path)
+            flush_to_disk(path)
         final = self.output_dir / _checkpoint_name(state.step)
         if final.exists():
             _remove(final.rename(self.output_dir / f".replaced-{final.name}"))
         temporary.rename(final)
-        _flush_to_disk(self.output_dir)
+        flush_to_disk(self.output_dir)
         _point_link(self.output_dir / LAST_LINK, final.name)
         if state.best_step == state.step:
             _point_link(self.output_dir / BEST_LINK, final.name)
@@ -349,14 +349,6 @@ def _read_json(path: Path) -> dict[str, Any]:
         )
     values: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
     return values
-
-
-def _flush_to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _point_link(link: Path, target: str) -> None:

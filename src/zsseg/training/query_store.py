@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from accelerate.utils import broadcast_object_list, gather_object
 from torch import Tensor
-from transformers import PreTrainedModel
 
 from zsseg.data.collate import PanopticCollator
 from zsseg.data.examples import PanopticDataset
 from zsseg.data.tensor_store import TensorStore, build_tensor_store
+from zsseg.layers.weights_digest import compute_weights_digest
 from zsseg.losses.set_criterion import UNKNOWN_LABEL
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.query_memory import NO_OBJECT
@@ -156,7 +156,7 @@ def build_query_store(
         raise ValueError(f"num_images must lie in [1, {len(dataset)}], got {num_images}")
     identity = {
         **data_setup,
-        "segmentor": hash_weights(model, QUERY_PREFIXES),
+        "segmentor": compute_weights_digest(model, QUERY_PREFIXES)[:16],
         "labels": ", ".join(context.vocabulary.names),
         "text_embeds": hashlib.sha256(context.text_embeds.cpu().numpy().tobytes()).hexdigest()[:16],
     }
@@ -245,13 +245,3 @@ def find_unknown_queries(mask_logits: Tensor, label_mask: Tensor) -> Tensor:
     known = F.adaptive_avg_pool2d(label_mask.to(mask_logits.device, torch.float32), (height, width))
     is_inside = (mask_logits > 0).float()
     return 2 * torch.einsum("bqhw,bhw->bq", is_inside, 1 - known) > is_inside.sum(dim=(2, 3))
-
-
-def hash_weights(model: PreTrainedModel, prefixes: tuple[str, ...]) -> str:
-    """A digest of the names, shapes and values of the parameters and buffers whose names begin so."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if name.startswith(prefixes):
-            digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
-            digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()[:16]

@@ -203,7 +203,7 @@ class Trainer:
             **self.arguments.to_dict(),
             "stage": self.stage.name,
             "model": type(self.model).__name__,
-            "labels": ["|".join(category.texts) for category in vocabulary],
+            "labels": [category.spelling for category in vocabulary],
             "examples": len(self.dataset),
             "processes": self.accelerator.num_processes,
         }

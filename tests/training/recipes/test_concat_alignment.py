@@ -84,6 +84,12 @@ def test_the_global_part_fills_the_bank_and_leaves_the_own_image_out(tmp_path):
     assert float(empty.stage.compute_loss(model, same, trainer.context)["global_alignment"]) == 0.0
 
 
+@pytest.mark.parametrize(("name", "value"), [("bank_size", -1), ("temperature", 0.0)])
+def test_sizes_out_of_range(name, value):
+    with pytest.raises(ValueError, match=name):
+        AlignmentOptions(**{name: value})
+
+
 @pytest.mark.parametrize("weights", [(0.0, 0.0), (-1.0, 1.0)])
 def test_weights_out_of_range(weights):
     with pytest.raises(ValueError, match="must be 0 or more, and one of them more"):

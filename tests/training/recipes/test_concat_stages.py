@@ -15,9 +15,9 @@ from zsseg.data.semantic_maps import SemanticMapDataset
 from zsseg.data.tensor_store import TensorStore
 from zsseg.data.transforms import LargeScaleJitter, Resize
 from zsseg.layers.vision_language import load_vision_language_teacher
+from zsseg.layers.weights_digest import compute_weights_digest
 from zsseg.training.arguments import TrainerArguments
 from zsseg.training.checkpointing import CheckpointError
-from zsseg.training.query_store import hash_weights
 from zsseg.training.recipe_parts import are_complete
 from zsseg.training.recipes.concat_stages import train_concat_stages
 from zsseg.training.recipes.concat_transition import TransitionOptions
@@ -122,8 +122,8 @@ from testing.tiny_models import build_clip_text_config, build_model, build_proce
 from zsseg.data.semantic_maps import SemanticMapDataset
 from zsseg.layers.vision_language import load_vision_language_teacher
 from zsseg.training.arguments import TrainerArguments
-from zsseg.training.query_store import hash_weights
-from zsseg.training.query_store import hash_weights
+from zsseg.layers.weights_digest import compute_weights_digest
+from zsseg.layers.weights_digest import compute_weights_digest
 from zsseg.training.recipe_parts import are_complete
 from zsseg.training.recipes.concat_stages import train_concat_stages
 from zsseg.training.recipes.concat_transition import TransitionOptions
@@ -145,7 +145,7 @@ results = train_concat_stages(
     options=TransitionOptions(noise_dim=4, hidden_dim=16, query_batch_size=1),
     stream=io.StringIO(),
 )
-print(list(results), are_complete(results), hash_weights(model, ("",)))
+print(list(results), are_complete(results), compute_weights_digest(model, ("",)))
 """
 
 
@@ -153,7 +153,7 @@ print(list(results), are_complete(results), hash_weights(model, ("",)))
 def test_two_processes_run_all_stages_and_agree(dataset, clip, tmp_path):
     lines = run_in_two_processes(TWO_PROCESSES, tmp_path, dataset.folder, clip, tmp_path / "run")
     last = ConcatForPanopticSegmentation.from_pretrained(tmp_path / "run" / "union" / "last")
-    expected = f"['alignment', 'generator', 'union'] True {hash_weights(last, ('',))}"
+    expected = f"['alignment', 'generator', 'union'] True {compute_weights_digest(last, ('',))}"
     assert lines == [expected, expected]
 
 

@@ -21,7 +21,7 @@ from tqdm import tqdm
 from zsseg.layers.open_vocabulary_classifier import compute_cosine_class_logits
 from zsseg.models.concat.query_memory import NO_OBJECT
 from zsseg.models.inference import encode_vocabulary
-from zsseg.vocabulary import SYNONYM_SEPARATOR, Category, Vocabulary
+from zsseg.vocabulary import Category, Vocabulary
 
 UNION_PREFIXES = ("semantic_projector.", "no_object_embedding")
 """Beginnings of the names of the parameters that union fine-tuning trains."""
@@ -44,8 +44,8 @@ class UnionOptions:
         noise_scale: standard deviation of the generator's noise. Above 1, as by default, pseudo queries
             spread wider than those it was trained with: real queries of labels it never saw do so too.
         keep_known: what real queries learn. True: what the projector said of them before, so that new labels
-            are learnt and nothing else changes. False: their label, as in PADing; known labels are then
-            sharpened further, at the cost of labels without real queries.
+            are learnt and as little else as can be changes. False: their label, as in PADing, which sharpens
+            known labels further.
         unseen_weight: weight of a pseudo query in the class loss; a real one of a known label has 1.
         no_object_weight: weight of a real query without a segment.
 
@@ -242,8 +242,7 @@ def adapt_to_labels(
         with bar:
             loss = _fine_tune(model, trained.values(), text_inputs, options, steps=steps, seed=seed, bar=bar)
         after = _measure(model, new_label_ids, text_inputs, seed)
-    model.config.known_labels = [SYNONYM_SEPARATOR.join(category.texts) for category in vocabulary]
-    model.config.known_stuff_labels = [category.name for category in vocabulary if not category.is_thing]
+    model.config.set_known_labels(vocabulary)
     return AdaptationResult(
         new_labels=tuple(vocabulary.names[label_id] for label_id in new_label_ids),
         known_labels=vocabulary.names,

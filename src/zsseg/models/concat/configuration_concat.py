@@ -6,6 +6,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import AutoConfig, PreTrainedConfig
 
 from zsseg.layers.mask_transformer import MaskTransformerConfig
+from zsseg.vocabulary import Vocabulary
 
 
 @strict
@@ -70,3 +71,8 @@ class ConcatConfig(PreTrainedConfig):
         for part in (self.segmentor_config, self.segmentor_config.backbone_config, self.text_config):
             if part is not None:
                 part.dtype = None
+
+    def set_known_labels(self, vocabulary: Vocabulary) -> None:
+        """Record what the model was trained on or adapted to."""
+        self.known_labels = [category.spelling for category in vocabulary]
+        self.known_stuff_labels = [category.name for category in vocabulary if not category.is_thing]

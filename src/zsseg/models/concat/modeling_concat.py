@@ -36,7 +36,7 @@ from zsseg.models.concat.adaptation_concat import AdaptationResult, UnionOptions
 from zsseg.models.concat.configuration_concat import ConcatConfig
 from zsseg.models.concat.generator_concat import QueryGenerator, build_query_generator
 from zsseg.models.concat.query_memory import QueryMemory
-from zsseg.vocabulary import SYNONYM_SEPARATOR, Vocabulary
+from zsseg.vocabulary import Vocabulary
 
 
 class ConcatPreTrainedModel(ZeroShotSegmentationPreTrainedModel):
@@ -338,8 +338,7 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
         self.memory.queries.copy_(queries)
         self.memory.label_ids.copy_(label_ids)
         self.config.memory_size = len(queries)
-        self.config.known_labels = [SYNONYM_SEPARATOR.join(category.texts) for category in vocabulary]
-        self.config.known_stuff_labels = [category.name for category in vocabulary if not category.is_thing]
+        self.config.set_known_labels(vocabulary)
 
     def adapt(
         self,

@@ -154,7 +154,7 @@ class AlignmentOptions:
         temperature: of both contrasts.
 
     Raises:
-        ValueError: if a weight is negative, or both are 0.
+        ValueError: if a weight is negative or both are 0, or another number is out of range.
     """
 
     global_weight: float = 0.5
@@ -169,6 +169,11 @@ class AlignmentOptions:
             raise ValueError(
                 f"global_weight and instance_weight must be 0 or more, and one of them more, got {weights}"
             )
+        if self.bank_size < 0:
+            raise ValueError(f"bank_size must be 0 or more, got {self.bank_size}")
+        temperatures = (self.query_temperature, self.temperature)
+        if not min(temperatures) > 0:
+            raise ValueError(f"query_temperature and temperature must be positive, got {temperatures}")
 
 
 class AlignmentStage(SegmentorStage):

@@ -1,13 +1,12 @@
 """All stages of CONCAT (arXiv:2402.13697) on pictures with ground truth, one after the other."""
 
-import hashlib
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TextIO
 
 from zsseg.data.clip_tokens import ClipTokenDataset, build_clip_tokens
-from zsseg.data.examples import PanopticDataset
+from zsseg.data.examples import PanopticDataset, compute_example_digest
 from zsseg.data.seen_filter import drop_images_with_unseen, ignore_unseen
 from zsseg.data.tensor_store import TensorStore
 from zsseg.data.transformed_dataset import TransformedDataset
@@ -176,7 +175,7 @@ def fit_query_pictures(
         The pictures, and what tells them from others, by name.
     """
     transform = LargeScaleJitter(size, min_scale=1.0, max_scale=1.0)
-    identity = {"transform": repr(transform), "first example": _describe_first(dataset)}
+    identity = {"transform": repr(transform), "first example": compute_example_digest(dataset[0]).hex()[:16]}
     return TransformedDataset(dataset, transform, seed=0), identity
 
 
@@ -212,15 +211,6 @@ def _hide_unseen(dataset: PanopticDataset, policy: UnseenPolicy) -> PanopticData
     if not dataset.vocabulary.unseen_label_ids:
         return dataset
     return drop_images_with_unseen(dataset) if policy == "drop_images" else ignore_unseen(dataset)
-
-
-def _describe_first(dataset: PanopticDataset) -> str:
-    """A digest that changes with the data set, as far as its first picture tells."""
-    example = dataset[0]
-    digest = hashlib.sha256(f"{len(dataset)} {example.file_name} {example.image.size}".encode())
-    digest.update(example.image.tobytes())
-    digest.update(example.target.segment_ids.tobytes())
-    return digest.hexdigest()[:16]
 
 
 def _fit_memory(

@@ -25,6 +25,7 @@ from zsseg.models.concat.adaptation_concat import (
     compute_union_loss,
     draw_text_embeds,
 )
+from zsseg.models.concat.generator_concat import GENERATOR_KINDS
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.processing_concat import ConcatProcessor
 from zsseg.models.concat.query_memory import NO_OBJECT, sample_queries
@@ -43,8 +44,6 @@ from zsseg.training.recipes.concat_segmentor import GENERATOR_PREFIX
 from zsseg.training.stage import Batch, Stage, StageContext
 from zsseg.training.trainer import Evaluate, TrainingResult
 from zsseg.vocabulary import Vocabulary
-
-MEMORY_SIZE = 600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +67,7 @@ class TransitionOptions:
         memory_size: queries that the checkpoint keeps to adapt without pictures; 0 keeps none.
 
     Raises:
-        ValueError: if a weight is negative, all weights are 0, or a batch is empty.
+        ValueError: if a weight is negative, all weights are 0, the type is unknown or a number too small.
     """
 
     generator_type: str = "mlp"
@@ -83,7 +82,7 @@ class TransitionOptions:
     queries_per_label: int | None = 8
     query_images: int = 3000
     query_batch_size: int = 16
-    memory_size: int = MEMORY_SIZE
+    memory_size: int = 600
 
     def __post_init__(self) -> None:
         names = ("moment_weight", "contrast_weight", "cycle_weight", "unseen_cycle_weight", "own_weight")
@@ -92,8 +91,15 @@ class TransitionOptions:
             raise ValueError(f"weights must be 0 or more, and one of them more, got {weights}")
         if self.moments not in ("per_label", "pooled"):
             raise ValueError(f'moments must be "per_label" or "pooled", got {self.moments!r}')
-        if self.query_batch_size < 1:
-            raise ValueError(f"query_batch_size must be 1 or more, got {self.query_batch_size}")
+        if self.generator_type not in GENERATOR_KINDS:
+            raise ValueError(f"generator_type must be one of {GENERATOR_KINDS}, got {self.generator_type!r}")
+        for name, smallest in (
+            *((name, 1) for name in ("noise_dim", "hidden_dim", "query_images", "query_batch_size")),
+            *(("queries_per_label", 1), ("memory_size", 0)),
+        ):
+            value = getattr(self, name)
+            if value is not None and value < smallest:
+                raise ValueError(f"{name} must be {smallest} or more, got {value}")
 
 
 class GeneratorStage(Stage):
