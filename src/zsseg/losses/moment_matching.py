@@ -64,11 +64,10 @@ def compute_moment_matching_loss(
                 _group_by_label(each, label_ids, labels)
                 for each, label_ids in ((pseudo, pseudo_label_ids), (real, real_label_ids))
             ]
-        squared = (
-            _average_kernels(sides[0], sides[0], sigmas)
-            - 2 * _average_kernels(sides[0], sides[1], sigmas)
-            + _average_kernels(sides[1], sides[1], sigmas)
-        )
+        # (C, m + n, d) and s, (C, m + n)
+        queries = torch.cat([side.queries for side in sides], dim=1)
+        signed_shares = torch.cat([sides[0].shares, -sides[1].shares], dim=1)
+        squared = torch.einsum("cm,cmn,cn->c", signed_shares, _sum_kernels(queries, sigmas), signed_shares)
         return squared.clamp(min=SMALLEST_SQUARED_DISCREPANCY).sqrt().mean()
 
 
@@ -97,14 +96,13 @@ def _group_by_label(queries: Tensor, label_ids: Tensor, labels: Tensor) -> _Grou
     return _Groups(members.new_zeros(*size, members.shape[1]).index_put((groups, places), members), shares)
 
 
-def _average_kernels(rows: _Groups, columns: _Groups, sigmas: Tensor) -> Tensor:
-    """The summed kernels of two sides, averaged over the pairs of each group: (C,)."""
-    half_squares = [side.queries.square().sum(dim=2) / 2 for side in (rows, columns)]
+def _sum_kernels(queries: Tensor, sigmas: Tensor) -> Tensor:
+    """(C, n, d) queries → (C, n, n): Σ_σ k_σ of every pair of a group."""
+    half_squares = queries.square().sum(dim=2) / 2
     # −‖x − y‖² / 2 = x·y − ‖x‖² / 2 − ‖y‖² / 2, where rounding may leave a little more than zero.
-    products = rows.queries @ columns.queries.transpose(1, 2)
-    exponents = (products - half_squares[0][:, :, None] - half_squares[1][:, None]).clamp(max=0)
-    kernels = (exponents / sigmas[:, None, None, None]).exp().sum(dim=0)
-    return torch.einsum("cm,cmn,cn->c", rows.shares, kernels, columns.shares)
+    products = queries @ queries.transpose(1, 2)
+    exponents = (products - half_squares[:, :, None] - half_squares[:, None]).clamp(max=0)
+    return (exponents / sigmas[:, None, None, None]).exp().sum(dim=0)
 
 
 def _find_common_labels(first: Tensor, second: Tensor) -> Tensor:

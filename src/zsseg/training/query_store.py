@@ -72,7 +72,7 @@ class LabelQueryDataset:
         label_ids = dataset.label_ids.flatten()
         self.queries = dataset.queries.flatten(0, 1)
         self.rows_by_label = {
-            int(label_id): torch.nonzero(label_ids == label_id)[:, 0]
+            int(label_id): torch.nonzero(label_ids == label_id)[:, 0].numpy()
             for label_id in label_ids.unique()
             if label_id != UNKNOWN_LABEL
         }
@@ -100,12 +100,9 @@ class LabelQueryDataset:
         generator = np.random.default_rng([self.seed, self.epoch, index])
         label_id = self.label_ids[index % len(self.label_ids)]
         counts = {label_id: self.queries_per_label, NO_OBJECT: self.unmatched}
-        rows = [
-            self.rows_by_label[drawn][generator.integers(len(self.rows_by_label[drawn]), size=count)]
-            for drawn, count in counts.items()
-        ]
-        label_ids = torch.tensor([drawn for drawn, count in counts.items() for _ in range(count)])
-        return self.queries[torch.cat(rows)], label_ids
+        rows = [generator.choice(self.rows_by_label[drawn], size=count) for drawn, count in counts.items()]
+        label_ids = np.repeat(list(counts), list(counts.values()))
+        return self.queries[torch.from_numpy(np.concatenate(rows))], torch.from_numpy(label_ids)
 
 
 def collate_queries(items: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

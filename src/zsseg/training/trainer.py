@@ -155,6 +155,8 @@ class Trainer:
         if checkpoint is not None:
             load_model_weights(checkpoint, self.model)
         prepare_trainable(self.model, self.stage, self.arguments)
+        # Walking through the modules for these takes longer than a step on stored queries.
+        self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = build_optimizer(self.model, self.stage, self.arguments)
         self.module, self.prepared_optimizer = accelerator.prepare(
             StageModule(self.model, self.stage, self.context), self.optimizer
@@ -310,8 +312,7 @@ class Trainer:
     def _update_weights(self) -> float:
         """Clip, step and clear the gradients; the 2-norm they had before clipping."""
         limit = self.arguments.max_grad_norm
-        trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
-        norm = float(self.accelerator.clip_grad_norm_(trainable, math.inf if limit is None else limit))
+        norm = float(self.accelerator.clip_grad_norm_(self.trainable, math.inf if limit is None else limit))
         # The scaler of fp16 skips a step whose gradient overflows, and lowers its scale.
         if self.accelerator.scaler is None and not math.isfinite(norm):
             self._check_finite({"gradient_norm": norm})

@@ -138,9 +138,10 @@ class GeneratorStage(Stage):
         all_label_ids = torch.arange(len(context.vocabulary), device=label_ids.device)
         # (K, D), one text of each label
         texts = draw_text_embeds(context.text_embeds, context.text_label_ids, all_label_ids)
-        pseudo = model.generator(texts[label_ids])
         unseen_label_ids = _draw_unseen(context.vocabulary, label_ids)
-        unseen = None if unseen_label_ids is None else model.generator(texts[unseen_label_ids])
+        pseudo_label_ids = torch.cat([label_ids, unseen_label_ids])
+        drawn = model.generator(texts[pseudo_label_ids])
+        pseudo, unseen = drawn.split([len(label_ids), len(unseen_label_ids)])
 
         losses: dict[str, Tensor] = {}
         if options.moment_weight:
@@ -150,29 +151,29 @@ class GeneratorStage(Stage):
             )
         if options.contrast_weight:
             losses["contrast"] = compute_query_contrast_loss(pseudo, real, unmatched)
-        if options.cycle_weight:
-            losses["cycle"] = compute_cycle_loss(name_queries(model, pseudo, context), label_ids)
-        if options.unseen_cycle_weight and unseen is not None and unseen_label_ids is not None:
-            losses["unseen_cycle"] = compute_cycle_loss(
-                name_queries(model, unseen, context), unseen_label_ids
-            )
+        if options.cycle_weight or options.unseen_cycle_weight:
+            logits, unseen_logits = name_queries(model, drawn, context).split([len(pseudo), len(unseen)])
+            if options.cycle_weight:
+                losses["cycle"] = compute_cycle_loss(logits, label_ids)
+            if options.unseen_cycle_weight and len(unseen):
+                losses["unseen_cycle"] = compute_cycle_loss(unseen_logits, unseen_label_ids)
         if options.own_weight:
             losses |= model.generator.compute_own_losses(
                 real_queries=real,
                 pseudo_queries=pseudo,
                 label_ids=label_ids,
                 vocabulary_embeds=texts,
-                unseen_queries=unseen,
-                unseen_label_ids=unseen_label_ids,
+                unseen_queries=unseen if len(unseen) else None,
+                unseen_label_ids=unseen_label_ids if len(unseen) else None,
             )
         return losses
 
 
-def _draw_unseen(vocabulary: Vocabulary, label_ids: Tensor) -> Tensor | None:
-    """Random unseen label ids, a quarter as many; None where training knows of none (inductive)."""
-    if not vocabulary.unseen_label_ids:
-        return None
-    unseen = torch.tensor(vocabulary.unseen_label_ids, device=label_ids.device)
+def _draw_unseen(vocabulary: Vocabulary, label_ids: Tensor) -> Tensor:
+    """Random unseen label ids, a quarter as many; none where training knows of none (inductive)."""
+    unseen = label_ids.new_tensor(vocabulary.unseen_label_ids)
+    if not len(unseen):
+        return unseen
     return unseen[torch.randint(len(unseen), (-(-len(label_ids) // 4),), device=unseen.device)]
 
 
