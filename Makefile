@@ -28,10 +28,10 @@ $(VENV)/.base: pyproject.toml constraints.txt
 # And what developing needs.
 $(VENV)/.installed: $(VENV)/.base
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[dev]"
-# torchvision stays off the import path: beside a CPU build of torch its compiled operators do not load, and then
-# nothing of transformers imports. One test adds this folder for itself.
+# torchvision stays off the import path, and with it open_clip, which needs it: beside a CPU build of torch its
+# compiled operators do not load, and then nothing of transformers imports. Two tests add this folder themselves.
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt --upgrade \
-		--target $(VENV)/torchvision torchvision
+		--target $(VENV)/torchvision torchvision open_clip_torch ftfy timm wcwidth
 	touch $@
 
 clean:

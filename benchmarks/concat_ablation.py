@@ -10,18 +10,16 @@ keeps every seed's figures, ``--write`` puts the table between the marks of a do
 """
 
 import argparse
-import csv
-import json
 import shutil
-import statistics
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from ablation_results import build_table, run_missing, write_csv
 
 from zsseg import ConcatForPanopticSegmentation, ConcatProcessor
 from zsseg.checkpoints import packaged
@@ -300,53 +298,6 @@ def score(
     return {name: float(figures[name]) for name in FIGURES}
 
 
-def run(arguments: argparse.Namespace, build: Callable[..., tuple] = build_row) -> list[dict]:
-    """Run what is missing of the rows; all results."""
-    path = arguments.output / "results.json"
-    results = json.loads(path.read_text()) if path.is_file() else []
-    done = {(result["row"], result["seed"]) for result in results}
-    for seed in arguments.seeds:
-        for name in arguments.rows or ROWS:
-            if (name, seed) in done:
-                continue
-            print(f"=== {name}, seed {seed}", flush=True)
-            figures = score(*build(name, arguments, seed), arguments)
-            print({key: round(100 * value, 1) for key, value in figures.items()}, flush=True)
-            results.append({"row": name, "seed": seed, **figures})
-            part = path.with_suffix(".incomplete")
-            part.write_text(json.dumps(results, indent=1) + "\n")
-            part.replace(path)
-    return results
-
-
-def write_csv(results: list[dict], path: Path) -> None:
-    """One line for each row and seed: the figures in percent."""
-    with path.open("w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["row", "seed", *FIGURES])
-        for result in sorted(results, key=lambda result: (list(ROWS).index(result["row"]), result["seed"])):
-            cells = [f"{100 * result[figure]:.2f}" for figure in FIGURES]
-            writer.writerow([result["row"], result["seed"], *cells])
-
-
-def build_table(results: list[dict]) -> str:
-    """Mean ± sample standard deviation over seeds, as Markdown."""
-    lines = [
-        f"| | seeds | {' | '.join(figure.replace('_', ' ') for figure in FIGURES)} |",
-        f"| --- | ---: | {' | '.join(['---:'] * len(FIGURES))} |",
-    ]
-    for name in ROWS:
-        found = [result for result in results if result["row"] == name]
-        cells = []
-        for figure in FIGURES:
-            values = [100 * result[figure] for result in found]
-            spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
-            cells.append(f"{statistics.mean(values):.1f}{spread}" if values else "")
-        if found:
-            lines.append(f"| {name} | {len(found)} | {' | '.join(cells)} |")
-    return "\n".join(lines)
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -364,10 +315,15 @@ def main() -> None:
     parser.add_argument("--write", type=Path, nargs="+", default=[], metavar="DOCUMENT")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
-    results = run(arguments)
+    results = run_missing(
+        arguments.output / "results.json",
+        arguments.rows or list(ROWS),
+        arguments.seeds,
+        lambda row, seed: score(*build_row(row, arguments, seed), arguments),
+    )
     if arguments.csv is not None:
-        write_csv(results, arguments.csv)
-    table = build_table(results)
+        write_csv(results, list(ROWS), FIGURES, arguments.csv)
+    table = build_table(results, list(ROWS), FIGURES)
     print(table)
     for document in arguments.write:
         replace_marked_section(document, f"concat-ablation-{arguments.split}", table)
