@@ -63,15 +63,12 @@ class Tally:
         self.sums[group, "margin"] += float(cosines[label_id] - others.max())
 
     def summarize(self) -> Iterator[list[str]]:
-        """Per group: its name, the number of segments, mean overlap, and shares of those found, in percent."""
+        """Group by group: name, number of segments, then means over these or those found, in percent."""
         for group in GROUPS:
-            count, found = self.sums[group, "segments"], self.sums[group, "found"]
-            cells = [
-                f"{count:.0f}",
-                *(f"{100 * self.sums[group, name] / count:.1f}" for name in MEASURES[1:3]),
-            ]
-            cells += [f"{100 * self.sums[group, name] / found:.1f}" for name in MEASURES[3:7]]
-            yield [group, *cells, f"{self.sums[group, 'margin'] / found:.3f}"]
+            sums = [self.sums[group, measure] for measure in MEASURES]
+            count, found = sums[0], sums[2]
+            shares = [sums[1] / count, found / count, *(value / found for value in sums[3:])]
+            yield [group, f"{count:.0f}", *(f"{100 * share:.1f}" for share in shares)]
 
 
 def order_texts(texts: dict[str, Tensor]) -> Tensor:
