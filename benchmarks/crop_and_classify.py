@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
+from full_size_dry_run import TINY_SEGMENTOR
 from torch import Tensor
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
@@ -43,21 +44,6 @@ from zsseg.training.recipes.coco_concat import build_coco_concat
 
 KEPT_QUERIES = 20
 PARTS = ("segmentor", "crops", "tower", "merge")
-TINY_SEGMENTOR = {
-    "backbone_config": {
-        "model_type": "resnet",
-        "embedding_size": 8,
-        "hidden_sizes": [8, 8, 16, 16],
-        "depths": [1, 1, 1, 1],
-        "layer_type": "basic",
-        "out_features": ["stage1", "stage2", "stage3", "stage4"],
-    },
-    **dict.fromkeys(("feature_size", "mask_feature_size", "hidden_dim"), 32),
-    **dict.fromkeys(("encoder_feedforward_dim", "dim_feedforward"), 32),
-    "encoder_layers": 1,
-    "decoder_layers": 2,
-    "num_attention_heads": 2,
-}
 TINY_TOWER = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
 
 
