@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -11,7 +13,7 @@ from oracles.semantic_alignment import (
     softmax_divergence,
 )
 from zsseg.losses.moment_matching import compute_moment_matching_loss
-from zsseg.models.concat.generator_concat import build_query_generator
+from zsseg.models.concat.generator_concat import GeneratorBatch, build_query_generator
 
 KINDS = ("mlp", "cvae", "primitives")
 EMBED_DIM, QUERY_DIM = 12, 16
@@ -47,14 +49,25 @@ def compute_all_own_losses(generator, random_numbers=None):
     """Own losses of five real queries of three labels and of four queries of two labels without real ones."""
     vocabulary = draw_texts(6)
     labels, unseen = torch.tensor([0, 2, 2, 1, 0]), torch.tensor([5, 3, 3, 5])
-    return generator.compute_own_losses(
+    batch = GeneratorBatch(
         real_queries=draw_queries(5),
         pseudo_queries=generator(vocabulary[labels], generator=random_numbers),
         label_ids=labels,
-        vocabulary_embeds=vocabulary,
         unseen_queries=generator(vocabulary[unseen], generator=random_numbers),
         unseen_label_ids=unseen,
-        generator=random_numbers,
+        vocabulary_embeds=vocabulary,
+    )
+    return generator.compute_own_losses(batch, generator=random_numbers)
+
+
+def build_inductive_batch(real, pseudo, labels, vocabulary):
+    return GeneratorBatch(
+        real_queries=real,
+        pseudo_queries=pseudo,
+        label_ids=labels,
+        unseen_queries=pseudo[:0],
+        unseen_label_ids=labels[:0],
+        vocabulary_embeds=vocabulary,
     )
 
 
@@ -142,9 +155,7 @@ class TestEveryGenerator:
             real = means[labels] + 0.5 * torch.randn(32, QUERY_DIM, generator=random_numbers)
             real = F.layer_norm(real, (QUERY_DIM,))
             pseudo = generator(texts[labels], generator=random_numbers)
-            own = generator.compute_own_losses(
-                real_queries=real, pseudo_queries=pseudo, label_ids=labels, vocabulary_embeds=texts
-            )
+            own = generator.compute_own_losses(build_inductive_batch(real, pseudo, labels, texts))
             loss = compute_moment_matching_loss(
                 pseudo, real, pseudo_label_ids=labels, real_label_ids=labels
             ) + sum(generator.own_loss_weights[name] * value for name, value in own.items())
@@ -183,13 +194,8 @@ class TestConditionalVae:
         generator = build("cvae")
         vocabulary, labels = draw_texts(6), torch.tensor([0, 2, 2, 1, 0])
         real = draw_queries(5)
-        losses = generator.compute_own_losses(
-            real_queries=real,
-            pseudo_queries=draw_queries(5, seed=9),
-            label_ids=labels,
-            vocabulary_embeds=vocabulary,
-            generator=seeded(),
-        )
+        batch = build_inductive_batch(real, draw_queries(5, seed=9), labels, vocabulary)
+        losses = generator.compute_own_losses(batch, generator=seeded())
         with torch.no_grad():
             parts = generator.reconstruct(real, vocabulary[labels], generator=seeded())
         reconstructed, mean, log_variance = (part.numpy().astype(np.float64) for part in parts)
@@ -205,15 +211,15 @@ class TestPrimitives:
         seen, unseen = torch.tensor([0, 2, 2, 1, 0]), torch.tensor([5, 3, 3, 5])
         vocabulary = draw_texts(6)
         queries, unseen_queries = draw_queries(5, seed=1), draw_queries(4, seed=2)
-        losses = generator.compute_own_losses(
+        batch = GeneratorBatch(
             real_queries=draw_queries(5),
             pseudo_queries=queries,
             label_ids=seen,
-            vocabulary_embeds=vocabulary,
             unseen_queries=unseen_queries,
             unseen_label_ids=unseen,
-            generator=seeded(),
+            vocabulary_embeds=vocabulary,
         )
+        losses = generator.compute_own_losses(batch, generator=seeded())
 
         noise_source = seeded()
         with torch.no_grad():
@@ -272,19 +278,10 @@ class TestPrimitives:
     def test_inductive_training_knows_seen_labels_alone(self):
         generator, vocabulary = build("primitives"), draw_texts(3)
         labels = torch.tensor([0, 2, 1, 0])
-        inputs = {
-            "real_queries": draw_queries(4),
-            "pseudo_queries": draw_queries(4, seed=1),
-            "label_ids": labels,
-            "vocabulary_embeds": vocabulary,
-        }
-        inductive = generator.compute_own_losses(**inputs, generator=seeded())
-        transductive = generator.compute_own_losses(
-            **inputs,
-            unseen_queries=draw_queries(2, seed=3),
-            unseen_label_ids=torch.tensor([1, 2]),
-            generator=seeded(),
-        )
+        batch = build_inductive_batch(draw_queries(4), draw_queries(4, seed=1), labels, vocabulary)
+        unseen = {"unseen_queries": draw_queries(2, seed=3), "unseen_label_ids": torch.tensor([1, 2])}
+        inductive = generator.compute_own_losses(batch, generator=seeded())
+        transductive = generator.compute_own_losses(replace(batch, **unseen), generator=seeded())
         assert inductive.keys() == transductive.keys()
         assert all(not torch.equal(inductive[name], transductive[name]) for name in inductive)
 

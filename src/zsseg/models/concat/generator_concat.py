@@ -6,6 +6,7 @@ baseline. All take any label's text embedding and draw as many different queries
 
 import math
 from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +20,27 @@ from zsseg.losses.semantic_alignment import (
 from zsseg.losses.variational import compute_standard_normal_divergence
 
 GENERATOR_KINDS = ("mlp", "cvae", "primitives")
+
+
+@dataclass(frozen=True, kw_only=True)
+class GeneratorBatch:
+    """What a step of generator training learns from.
+
+    Attributes:
+        real_queries: (N, d) matched queries, without gradients.
+        pseudo_queries: (N, d) drawn for the texts of the same labels.
+        label_ids: (N,) int64, rows of ``vocabulary_embeds``.
+        unseen_queries: (U, d) drawn for labels without real queries; U is 0 in inductive training.
+        unseen_label_ids: (U,) int64, their rows of ``vocabulary_embeds``.
+        vocabulary_embeds: (K, D) text embeddings of all labels known to training.
+    """
+
+    real_queries: Tensor
+    pseudo_queries: Tensor
+    label_ids: Tensor
+    unseen_queries: Tensor
+    unseen_label_ids: Tensor
+    vocabulary_embeds: Tensor
 
 
 class QueryGenerator(nn.Module, ABC):
@@ -57,28 +79,14 @@ class QueryGenerator(nn.Module, ABC):
         """
 
     def compute_own_losses(
-        self,
-        *,
-        real_queries: Tensor,
-        pseudo_queries: Tensor,
-        label_ids: Tensor,
-        vocabulary_embeds: Tensor,
-        unseen_queries: Tensor | None = None,
-        unseen_label_ids: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, batch: GeneratorBatch, *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """The losses that this kind of generator adds to those of the cycle transition.
 
-        To be summed with ``own_loss_weights``. Gradients flow to the generator, through ``pseudo_queries``
-        and ``unseen_queries`` too.
+        To be summed with ``own_loss_weights``. Gradients also flow through the pseudo queries.
 
         Args:
-            real_queries: (N, d) matched queries, without gradients.
-            pseudo_queries: (N, d) drawn for the texts of their labels.
-            label_ids: (N,) int64, rows of ``vocabulary_embeds``.
-            vocabulary_embeds: (K, D) text embeddings of all labels known to training.
-            unseen_queries: (U, d) drawn for labels without real queries; None in inductive training.
-            unseen_label_ids: (U,) int64, their rows of ``vocabulary_embeds``.
+            batch: real and pseudo queries.
             generator: source of noise; None for the global one.
 
         Returns:
@@ -157,22 +165,14 @@ class ConditionalVaeGenerator(QueryGenerator):
         return self.decoder(torch.cat([conditions, latents], dim=1)), mean, log_variance
 
     def compute_own_losses(
-        self,
-        *,
-        real_queries: Tensor,
-        pseudo_queries: Tensor,
-        label_ids: Tensor,
-        vocabulary_embeds: Tensor,
-        unseen_queries: Tensor | None = None,
-        unseen_label_ids: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, batch: GeneratorBatch, *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """``reconstruction`` and ``divergence``, of the real queries alone."""
         reconstructed, mean, log_variance = self.reconstruct(
-            real_queries, vocabulary_embeds[label_ids], generator=generator
+            batch.real_queries, batch.vocabulary_embeds[batch.label_ids], generator=generator
         )
         return {
-            "reconstruction": F.mse_loss(reconstructed, real_queries),
+            "reconstruction": F.mse_loss(reconstructed, batch.real_queries),
             "divergence": compute_standard_normal_divergence(mean, log_variance),
         }
 
@@ -288,23 +288,14 @@ class PrimitiveGenerator(QueryGenerator):
         return self.relation_score(F.relu(of_queries[:, None] + of_texts))[..., 0]
 
     def compute_own_losses(
-        self,
-        *,
-        real_queries: Tensor,
-        pseudo_queries: Tensor,
-        label_ids: Tensor,
-        vocabulary_embeds: Tensor,
-        unseen_queries: Tensor | None = None,
-        unseen_label_ids: Tensor | None = None,
-        generator: torch.Generator | None = None,
+        self, batch: GeneratorBatch, *, generator: torch.Generator | None = None
     ) -> dict[str, Tensor]:
         """``alignment``, ``unrelated``, ``relation`` and ``reconstruction``, of the pseudo queries alone."""
-        texts = self.text_projection(vocabulary_embeds)
-        groups = [(pseudo_queries, label_ids, torch.arange(len(texts), device=texts.device))]
-        if unseen_queries is not None and unseen_label_ids is not None:
+        texts = self.text_projection(batch.vocabulary_embeds)
+        groups = [(batch.pseudo_queries, batch.label_ids, torch.arange(len(texts), device=texts.device))]
+        if len(batch.unseen_queries):
             # Queries of unseen labels are told apart among these alone.
-            groups.append((unseen_queries, unseen_label_ids, torch.unique(unseen_label_ids)))
-
+            groups.append((batch.unseen_queries, batch.unseen_label_ids, batch.unseen_label_ids.unique()))
         parts, unrelated, relation, reconstruction = [], [], [], []
         for queries, labels, candidates in groups:
             related_part = self.related_projection(queries)

@@ -25,7 +25,7 @@ from zsseg.models.concat.adaptation_concat import (
     compute_union_loss,
     draw_text_embeds,
 )
-from zsseg.models.concat.generator_concat import GENERATOR_KINDS
+from zsseg.models.concat.generator_concat import GENERATOR_KINDS, GeneratorBatch
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.processing_concat import ConcatProcessor
 from zsseg.models.concat.query_memory import NO_OBJECT, sample_queries
@@ -159,12 +159,14 @@ class GeneratorStage(Stage):
                 losses["unseen_cycle"] = compute_cycle_loss(unseen_logits, unseen_label_ids)
         if options.own_weight:
             losses |= model.generator.compute_own_losses(
-                real_queries=real,
-                pseudo_queries=pseudo,
-                label_ids=label_ids,
-                vocabulary_embeds=texts,
-                unseen_queries=unseen if len(unseen) else None,
-                unseen_label_ids=unseen_label_ids if len(unseen) else None,
+                GeneratorBatch(
+                    real_queries=real,
+                    pseudo_queries=pseudo,
+                    label_ids=label_ids,
+                    unseen_queries=unseen,
+                    unseen_label_ids=unseen_label_ids,
+                    vocabulary_embeds=texts,
+                )
             )
         return losses
 
