@@ -3,19 +3,36 @@
 import csv
 import json
 import statistics
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 Result = dict[str, Any]
-"""``row``, ``seed`` and figures by name, as fractions."""
+"""``row``, ``seed``, ``setup`` and figures by name, as fractions."""
 
 
 def run_missing(
-    path: Path, rows: Sequence[str], seeds: Sequence[int], measure: Callable[[str, int], Mapping[str, float]]
+    path: Path,
+    rows: Mapping[str, str],
+    seeds: Sequence[int],
+    measure: Callable[[str, int], Mapping[str, float]],
 ) -> list[Result]:
-    """Measure what the file lacks, and write it after every row; all its results."""
+    """Measure what the file lacks, and write it after every row; all its results.
+
+    Args:
+        path: of the file.
+        rows: by name, all that decides a row's figures beside the seed. Results of another setup are refused.
+        seeds: of each row.
+        measure: row and seed → figures.
+    """
     results: list[Result] = json.loads(path.read_text()) if path.is_file() else []
+    for result in results:
+        if result["row"] in rows and result["setup"] != rows[result["row"]]:
+            sys.exit(
+                f"{path} has the row {result['row']!r} of another setup, {result['setup']}, not "
+                f"{rows[result['row']]}: use another --output"
+            )
     done = {(result["row"], result["seed"]) for result in results}
     for seed in seeds:
         for row in rows:
@@ -24,7 +41,7 @@ def run_missing(
             print(f"=== {row}, seed {seed}", flush=True)
             figures = measure(row, seed)
             print({key: round(100 * value, 1) for key, value in figures.items()}, flush=True)
-            results.append({"row": row, "seed": seed, **figures})
+            results.append({"row": row, "seed": seed, "setup": rows[row], **figures})
             part = path.with_suffix(".incomplete")
             part.write_text(json.dumps(results, indent=1) + "\n")
             part.replace(path)

@@ -27,11 +27,9 @@ from zsseg import (
     ConcatConfig,
     ConcatForPanopticSegmentation,
     ConcatProcessor,
-    PanopticSegmentation,
     PrecomputedTextEmbeddings,
 )
-from zsseg.data.examples import PanopticExample
-from zsseg.data.seen_filter import ignore_unseen
+from zsseg.data.seen_filter import SeenLabelsDataset
 from zsseg.data.semantic_maps import SemanticMapDataset
 from zsseg.data.transforms import ColorJitter, Compose, LargeScaleJitter, RandomHorizontalFlip
 from zsseg.layers.mobilenet_v2_backbone import MobileNetV2Backbone
@@ -165,25 +163,6 @@ def save_overlays(
         )
         picture = draw_comparison(example.image, prediction, example.target, dataset.vocabulary)
         picture.save(folder / f"{Path(example.file_name).stem}.png")
-
-
-class SeenLabelsDataset:
-    """A data set whose unseen segments are void and whose vocabulary does not know their labels."""
-
-    def __init__(self, dataset: SemanticMapDataset) -> None:
-        self._dataset = ignore_unseen(dataset)
-        self._label_id = {old: new for new, old in enumerate(dataset.vocabulary.seen_label_ids)}
-        self.vocabulary = dataset.vocabulary.select(dataset.vocabulary.seen_label_ids)
-
-    def __len__(self) -> int:
-        return len(self._dataset)
-
-    def __getitem__(self, index: int) -> PanopticExample:
-        example = self._dataset[index]
-        segments = tuple(
-            replace(segment, label_id=self._label_id[segment.label_id]) for segment in example.target.segments
-        )
-        return replace(example, target=PanopticSegmentation(example.target.segment_ids, segments))
 
 
 def report(

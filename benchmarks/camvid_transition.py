@@ -96,7 +96,10 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     results = run_missing(
         arguments.output / "results.json",
-        arguments.rows,
+        {
+            name: f"{ROWS[name]}; generator {arguments.generator_steps}; union {arguments.union_steps}"
+            for name in arguments.rows
+        },
         arguments.seeds,
         lambda row, seed: measure(row, seed, arguments),
     )

@@ -29,6 +29,7 @@ from zsseg.data.transforms import Compose
 from zsseg.models.concat.adaptation_concat import UnionOptions
 from zsseg.models.concat.query_memory import NO_OBJECT
 from zsseg.models.inference import encode_vocabulary
+from zsseg.publishing.folder_replacement import replacing_folder
 from zsseg.publishing.marked_sections import replace_marked_section
 from zsseg.training.patchwork_benchmark import evaluate_patchwork
 from zsseg.training.query_store import QueryDataset, build_query_store, collate_queries
@@ -174,18 +175,11 @@ def train_stage1(row: Stage1Row, folder: Path, arguments: argparse.Namespace, se
             overwrite=not resume,
         )
     stop_if_interrupted([result])
-    save(model, processor, checkpoint)
+    with replacing_folder(checkpoint) as unfinished:
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
     shutil.rmtree(stage_arguments.output_dir)
     return checkpoint
-
-
-def save(model: ConcatForPanopticSegmentation, processor: ConcatProcessor, folder: Path) -> None:
-    """The folder appears whole or not at all."""
-    part = folder.with_name(f".{folder.name}.incomplete")
-    shutil.rmtree(part, ignore_errors=True)
-    model.save_pretrained(part)
-    processor.save_pretrained(part)
-    part.rename(folder)
 
 
 def build_row(
@@ -286,6 +280,17 @@ def stop_if_interrupted(results: Iterable[TrainingResult]) -> None:
         sys.exit("stopped; the same command goes on from here")
 
 
+def describe_row(name: str, arguments: argparse.Namespace) -> str:
+    """All that decides the row's figures beside the seed, but for the code."""
+    row = ROWS[name]
+    parts = [row, f"split {arguments.split}", f"{arguments.steps} steps"]
+    if not isinstance(row, Stage1Row):
+        parts += [ROWS[row.base], f"union {arguments.union_steps}"]
+    if isinstance(row, TransitionRow):
+        parts.append(f"generator {arguments.generator_steps}")
+    return "; ".join(map(str, parts))
+
+
 def slug(name: str) -> str:
     return "".join(letter if letter.isalnum() else "-" for letter in name.lower()).strip("-")
 
@@ -307,7 +312,7 @@ def main() -> None:
     parser.add_argument("--output", type=Path, required=True)
     parser.add_argument("--split", default="A")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
-    parser.add_argument("--rows", nargs="+", choices=list(ROWS))
+    parser.add_argument("--rows", nargs="+", choices=list(ROWS), help="to run and to show; all by default")
     parser.add_argument("--steps", type=int, default=240, help="of every row of stage 1")
     parser.add_argument("--generator-steps", type=int, default=2000)
     parser.add_argument("--union-steps", type=int, default=1000)
@@ -317,13 +322,13 @@ def main() -> None:
     arguments.output.mkdir(parents=True, exist_ok=True)
     results = run_missing(
         arguments.output / "results.json",
-        arguments.rows or list(ROWS),
+        {name: describe_row(name, arguments) for name in arguments.rows or ROWS},
         arguments.seeds,
         lambda row, seed: score(*build_row(row, arguments, seed), arguments),
     )
     if arguments.csv is not None:
         write_csv(results, list(ROWS), FIGURES, arguments.csv)
-    table = build_table(results, list(ROWS), FIGURES)
+    table = build_table(results, [name for name in ROWS if name in (arguments.rows or ROWS)], FIGURES)
     print(table)
     for document in arguments.write:
         replace_marked_section(document, f"concat-ablation-{arguments.split}", table)

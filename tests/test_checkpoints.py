@@ -7,9 +7,8 @@ import pytest
 import zsseg
 from zsseg import checkpoints
 from zsseg.checkpoints import (
-    PACKAGED_CLIP_FOLDER,
     PACKAGED_FILES,
-    PACKAGED_FOLDER,
+    PACKAGED_FOLDERS,
     packaged,
     resolve_checkpoint,
 )
@@ -24,7 +23,7 @@ def installed(concat_checkpoint, tmp_path, monkeypatch):
     shutil.copytree(concat_checkpoint, folder)
     (folder / "README.md").write_text("card", encoding="utf-8")
     (folder / "evaluation.json").write_text("{}", encoding="utf-8")
-    monkeypatch.setattr(checkpoints, "PACKAGED_FOLDER", folder)
+    monkeypatch.setitem(checkpoints.PACKAGED_FOLDERS, "concat-patchwork", folder)
     return folder
 
 
@@ -39,10 +38,17 @@ def test_any_name_stays_as_it_is(tmp_path):
     assert resolve_checkpoint(tmp_path) == str(tmp_path)
 
 
+def test_a_packaged_checkpoint_goes_by_its_name_unless_a_folder_does(installed, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert resolve_checkpoint("concat-patchwork") == str(installed)
+    (tmp_path / "concat-patchwork").mkdir()
+    assert resolve_checkpoint("concat-patchwork") == "concat-patchwork"
+
+
 def test_the_clip_is_beside_it_under_its_name(installed, tmp_path, monkeypatch):
     folder = tmp_path / "clip"
     shutil.copytree(installed, folder)
-    monkeypatch.setattr(checkpoints, "PACKAGED_CLIP_FOLDER", folder)
+    monkeypatch.setitem(checkpoints.PACKAGED_FOLDERS, "patchwork-clip", folder)
     assert packaged("patchwork-clip") == folder
     assert packaged("concat-patchwork") == packaged() == installed
     (folder / "tokenizer.json").unlink()
@@ -51,7 +57,7 @@ def test_the_clip_is_beside_it_under_its_name(installed, tmp_path, monkeypatch):
 
 
 def test_other_packages_there_are_none():
-    with pytest.raises(ValueError, match=r"\['concat-patchwork', 'patchwork-clip'\], got 'scan'"):
+    with pytest.raises(ValueError, match=r"'concat-patchwork-inductive', 'patchwork-clip'\], got 'scan'"):
         packaged("scan")
 
 
@@ -82,9 +88,7 @@ def test_a_wheel_takes_the_packaged_files_along():
     package = REPOSITORY / "src" / "zsseg"
     templates = list((package / "publishing" / "templates").iterdir())
     assert len(templates) == 2
-    packages = [
-        folder / name for folder in (PACKAGED_FOLDER, PACKAGED_CLIP_FOLDER) for name in PACKAGED_FILES
-    ]
+    packages = [folder / name for folder in PACKAGED_FOLDERS.values() for name in PACKAGED_FILES]
     for file in packages + templates:
         path = PurePosixPath(file.relative_to(package).as_posix())
         assert any(path.match(pattern) for pattern in patterns), path
@@ -107,8 +111,9 @@ def test_a_pipeline_without_a_model_says_which_file_is_missing(installed):
         pipeline("zero-shot-panoptic-segmentation")
 
 
-def test_the_packaged_checkpoint_is_whole_and_small():
-    assert sum(path.stat().st_size for path in packaged().iterdir()) <= 16_000_000
+@pytest.mark.parametrize("name", PACKAGED_FOLDERS)
+def test_a_packaged_checkpoint_is_whole_and_small(name):
+    assert sum(path.stat().st_size for path in packaged(name).iterdir()) <= 16_000_000
 
 
 def test_the_packaged_checkpoint_segments_a_held_out_scene():

@@ -3,8 +3,11 @@
 import os
 from pathlib import Path
 
-PACKAGED_FOLDER = Path(__file__).with_name("packaged") / "concat-patchwork"
-PACKAGED_CLIP_FOLDER = PACKAGED_FOLDER.with_name("patchwork-clip")
+DEFAULT_CHECKPOINT = "concat-patchwork"
+PACKAGED_FOLDERS = {
+    name: Path(__file__).with_name("packaged") / name
+    for name in (DEFAULT_CHECKPOINT, "concat-patchwork-inductive", "patchwork-clip")
+}
 PACKAGED_FILES = (
     "README.md",
     "config.json",
@@ -16,22 +19,22 @@ PACKAGED_FILES = (
 )
 
 
-def packaged(name: str = "concat-patchwork") -> Path:
+def packaged(name: str = DEFAULT_CHECKPOINT) -> Path:
     """Folder of a checkpoint inside the package, for ``from_pretrained``.
 
     Args:
-        name: "concat-patchwork", a CONCAT of Patchwork's world, or "patchwork-clip", the CLIP in whose text
-            space it works, for transformers' ``CLIPModel``.
+        name: "concat-patchwork", a CONCAT of Patchwork's world; "concat-patchwork-inductive", the same, but
+            never told the unseen names, to try adaptation on; or "patchwork-clip", the CLIP in whose text
+            space both work, for transformers' ``CLIPModel``.
 
     Raises:
         ValueError: if no such checkpoint is packaged.
         FileNotFoundError: if files of it are missing from the installation.
         OSError: if its weights are cut off or are no weights.
     """
-    folders = {"concat-patchwork": PACKAGED_FOLDER, "patchwork-clip": PACKAGED_CLIP_FOLDER}
-    if name not in folders:
-        raise ValueError(f"the packaged checkpoints are {list(folders)}, got {name!r}")
-    folder = folders[name]
+    if name not in PACKAGED_FOLDERS:
+        raise ValueError(f"the packaged checkpoints are {list(PACKAGED_FOLDERS)}, got {name!r}")
+    folder = PACKAGED_FOLDERS[name]
     remedy = (
         "reinstall the package (pip install --force-reinstall --no-deps zsseg), or in a clone restore the "
         "folder (git checkout -- src/zsseg/packaged)"
@@ -57,9 +60,14 @@ def resolve_checkpoint(name: str | os.PathLike[str] | None = None) -> str:
     """What ``from_pretrained`` takes for a checkpoint's name.
 
     Args:
-        name: a folder or Hub id, returned as it is; None means the packaged checkpoint.
+        name: a folder or Hub id, returned as it is; the name of a packaged checkpoint, unless a file or
+            folder is called so; None means "concat-patchwork".
 
     Raises:
-        OSError: as :func:`packaged`, if that one is meant.
+        OSError: as :func:`packaged`, if a packaged one is meant.
     """
-    return str(packaged() if name is None else name)
+    if name is None:
+        return str(packaged())
+    if name in PACKAGED_FOLDERS and not Path(name).exists():
+        return str(packaged(str(name)))
+    return str(name)

@@ -8,6 +8,7 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "ablation_results.py"
 ROWS = ("start", "better", "best")
 FIGURES = ("PQ_seen", "hPQ")
+SETUPS = {"start": "no steps", "better": "10 steps"}
 
 
 @pytest.fixture(scope="module")
@@ -16,7 +17,7 @@ def script():
 
 
 def build_result(row, seed, share):
-    return {"row": row, "seed": seed, **dict.fromkeys(FIGURES, share)}
+    return {"row": row, "seed": seed, "setup": "", **dict.fromkeys(FIGURES, share)}
 
 
 def test_the_table_holds_means_and_deviations_in_the_order_of_the_rows(script):
@@ -48,12 +49,22 @@ def test_a_stopped_run_goes_on_with_what_is_missing(script, tmp_path):
         return {"hPQ": len(measured) / 10}
 
     with pytest.raises(KeyboardInterrupt):
-        script["run_missing"](path, ROWS[:2], (0, 1), measure)
-    assert json.loads(path.read_text())[-1] == {"row": "start", "seed": 1, "hPQ": 0.3}
-    results = script["run_missing"](path, ROWS[:2], (0, 1), lambda row, seed: {"hPQ": 0.9})
+        script["run_missing"](path, SETUPS, (0, 1), measure)
+    last = json.loads(path.read_text())[-1]
+    assert last == {"row": "start", "seed": 1, "setup": "no steps", "hPQ": 0.3}
+    results = script["run_missing"](path, SETUPS, (0, 1), lambda row, seed: {"hPQ": 0.9})
     assert [(result["row"], result["seed"], result["hPQ"]) for result in results] == [
         ("start", 0, 0.1),
         ("better", 0, 0.2),
         ("start", 1, 0.3),
         ("better", 1, 0.9),
     ]
+
+
+def test_results_of_another_setup_are_not_taken_for_those_of_this_one(script, tmp_path):
+    path = tmp_path / "results.json"
+    script["run_missing"](path, SETUPS, (0,), lambda row, seed: {"hPQ": 0.1})
+    kept = path.read_bytes()
+    with pytest.raises(SystemExit, match="'better' of another setup, 10 steps, not 20 steps"):
+        script["run_missing"](path, SETUPS | {"better": "20 steps"}, (0, 1), lambda row, seed: {"hPQ": 0.2})
+    assert path.read_bytes() == kept

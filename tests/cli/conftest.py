@@ -59,7 +59,8 @@ def photos(tmp_path):
 def finding_checkpoint(tmp_path_factory):
     """CONCAT of random weights, with a text tower, that finds some label in every query of the photos."""
     folder = tmp_path_factory.mktemp("finding")
-    model, processor = build_model(text_config=build_clip_text_config()), build_processor()
+    # Of the seeds tried, this one finds several segments of "road, car, tree" in every photo.
+    model, processor = build_model(seed=8, text_config=build_clip_text_config()), build_processor()
     with torch.no_grad():
         outputs = model(**processor(build_photos(), ["road"]))
         # No-object points away from all queries, so that it never wins.

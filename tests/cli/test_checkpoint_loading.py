@@ -1,16 +1,21 @@
 import pytest
 
-from zsseg.cli.checkpoint_loading import check_checkpoint_folder, load_pipeline
+from zsseg.checkpoints import packaged
+from zsseg.cli.checkpoint_loading import find_checkpoint, load_pipeline
 
 
 def test_a_folder_with_a_checkpoint_passes(concat_checkpoint):
-    check_checkpoint_folder(str(concat_checkpoint))
+    assert find_checkpoint(str(concat_checkpoint)) == str(concat_checkpoint)
 
 
 @pytest.mark.parametrize("name", ["model", "owner/model"])
 def test_what_may_be_on_the_hub_passes(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    check_checkpoint_folder(name)
+    assert find_checkpoint(name) == name
+
+
+def test_a_packaged_checkpoint_goes_by_its_name():
+    assert find_checkpoint("patchwork-clip") == str(packaged("patchwork-clip"))
 
 
 @pytest.mark.parametrize("name", ["/no/such", "./model", "../model", "~/model", "a/b/c", "runs/model"])
@@ -18,22 +23,22 @@ def test_paths_that_do_not_exist_are_refused_at_once(name, tmp_path, monkeypatch
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs").mkdir()
     with pytest.raises(FileNotFoundError, match="no checkpoint folder"):
-        check_checkpoint_folder(name)
+        find_checkpoint(name)
 
 
 def test_a_file_is_no_checkpoint(tmp_path):
     (tmp_path / "model.safetensors").touch()
     with pytest.raises(FileNotFoundError, match="no checkpoint folder"):
-        check_checkpoint_folder(str(tmp_path / "model.safetensors"))
+        find_checkpoint(str(tmp_path / "model.safetensors"))
 
 
 def test_a_folder_around_a_checkpoint_gets_a_hint(tmp_path):
     with pytest.raises(FileNotFoundError, match="save_pretrained"):
-        check_checkpoint_folder(str(tmp_path))
+        find_checkpoint(str(tmp_path))
     (tmp_path / "best").mkdir()
     (tmp_path / "best" / "config.json").touch()
     with pytest.raises(FileNotFoundError, match=r"did you mean .*best\?"):
-        check_checkpoint_folder(str(tmp_path))
+        find_checkpoint(str(tmp_path))
 
 
 def test_a_checkpoint_of_another_family_is_refused(mask2former_checkpoint):

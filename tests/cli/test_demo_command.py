@@ -40,7 +40,7 @@ def installed(checkpoint, tmp_path, monkeypatch):
     shutil.copytree(checkpoint, folder)
     for name in ("README.md", "evaluation.json"):
         (folder / name).write_text("", encoding="utf-8")
-    monkeypatch.setattr(checkpoints, "PACKAGED_FOLDER", folder)
+    monkeypatch.setitem(checkpoints.PACKAGED_FOLDERS, "concat-patchwork", folder)
     return folder
 
 

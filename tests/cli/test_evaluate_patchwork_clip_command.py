@@ -64,7 +64,7 @@ def test_without_a_model_the_packaged_one_is_measured(run, clip, tmp_path, monke
     shutil.copytree(clip, folder)
     for name in ("README.md", "evaluation.json"):
         (folder / name).write_text("", encoding="utf-8")
-    monkeypatch.setattr(checkpoints, "PACKAGED_CLIP_FOLDER", folder)
+    monkeypatch.setitem(checkpoints.PACKAGED_FOLDERS, "patchwork-clip", folder)
     assert evaluate(run, "--scenes", 1, "-o", tmp_path / "scores").code == 0
     report = PatchworkClipReport.load(tmp_path / "scores" / "results.json")
     # Anybody who has the package can repeat it.

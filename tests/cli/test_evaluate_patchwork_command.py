@@ -4,6 +4,7 @@ import pytest
 from PIL import Image
 
 from zsseg import ConcatForPanopticSegmentation, ConcatProcessor
+from zsseg.checkpoints import packaged
 from zsseg.data.patchwork.dataset import HELD_OUT_SEED, PatchworkDataset
 from zsseg.training.patchwork_benchmark import evaluate_patchwork
 from zsseg.training.patchwork_report import FIGURES, PatchworkReport
@@ -77,6 +78,32 @@ def test_the_table_shows_groups_and_the_control_beside_them(run, finding_checkpo
     assert lines[start + 1].split()[:5] == ["all", "60", "0.0", "0.0", "0.0"]
     assert lines[start + 6].split()[:3] == ["seen", "stuff", "16"]
     assert "ms an image" in outcome.stdout
+
+
+def test_calibration_has_a_row_of_its_own_beside_the_plain_one(run, tmp_path):
+    checkpoint = packaged("concat-patchwork")
+    plain, both = tmp_path / "plain", tmp_path / "both"
+    write_report(run, checkpoint, plain)
+    outcome = write_report(run, checkpoint, both, "--seen-penalty", 1000)
+    (expected,) = PatchworkReport.load(plain / "results.json").rows
+    report = PatchworkReport.load(both / "results.json")
+    own, calibrated = report.rows
+    timeless = set(FIGURES) - {"ms_per_image"}
+    assert {name: own.figures[name] for name in timeless} == {
+        name: expected.figures[name] for name in timeless
+    }
+    assert (own.is_plain, calibrated.is_plain) == (True, False)
+    assert (own.seen_penalty, calibrated.seen_penalty) == (0.0, 1000.0)
+    assert calibrated.variant == "own names, seen labels lowered by 1000"
+    assert report.command.endswith("--preset standard --seen-penalty 1000.0")
+    for name in ("PQ_seen", "mIoU_seen"):
+        assert own.figures[name] > calibrated.figures[name] == 0.0
+
+    labels = {line.split("  ")[1].strip() for line in outcome.stdout.splitlines() if line.startswith("  ")}
+    assert {"unseen", "unseen, calibrated by 1000", "harmonic, calibrated by 1000"} <= labels
+    with (both / "per_class.csv").open(encoding="utf-8") as file:
+        penalties = [(line["text"], float(line["seen_penalty"])) for line in csv.DictReader(file)]
+    assert penalties == [("own", 0.0)] * 60 + [("own", 1000.0)] * 60
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 import functools
 import json
+import shutil
 import signal
 
 import pytest
@@ -8,6 +9,7 @@ from transformers import CLIPImageProcessorPil, pipeline
 
 from testing.tiny_models import build_picture, save_clip
 from testing.tiny_semantic_maps import write_semantic_maps
+from testing.tokenized_texts import listen_to_texts, mentions
 from zsseg import ConcatForPanopticSegmentation, ConcatProcessor
 from zsseg.cli.messages import UsageError
 from zsseg.cli.training_run import choose_stages
@@ -97,6 +99,20 @@ def test_a_teacher_turns_the_segmentor_stage_into_alignment(run, maps, concat_ch
     assert model.config.known_labels == ["red", "green"]
 
 
+def test_inductive_training_reads_no_unseen_name_for_its_validation_either(
+    run, maps, concat_checkpoint, tmp_path, monkeypatch
+):
+    heard = listen_to_texts(monkeypatch)
+    outcome = run(
+        *("train", "concat", "--stage", "segmentor", "--data", maps, "--val", maps, "-m", concat_checkpoint),
+        *("-o", tmp_path / "run", "--setting", "inductive", "--steps", 1, *SMALL),
+    )
+    assert outcome.code == 0, outcome.stderr
+    assert mentions(heard, ["green"])
+    assert not mentions(heard, ["blue"])
+    assert "best by mIoU_seen" in outcome.stdout
+
+
 def test_images_with_unseen_labels_are_dropped_by_default(run, maps, concat_checkpoint, tmp_path):
     outcome = run(
         *("train", "concat", "--stage", "warmup", "--data", maps, "-m", concat_checkpoint, *SMALL),
@@ -165,10 +181,13 @@ def test_a_run_in_the_way_is_kept(run, maps, concat_checkpoint, tmp_path):
     refused = run(*arguments)
     assert refused.code == 2
     assert "--resume" in refused.stderr
+    # Killed before its first checkpoint, it begins anew.
+    assert run(*arguments, "--resume").code == 0
+    assert run(*arguments, "--overwrite").code == 0
+    shutil.rmtree(output / "warmup")
     nothing = run(*arguments, "--resume")
     assert nothing.code == 1
-    assert "no stage has a checkpoint to resume" in nothing.stderr
-    assert run(*arguments, "--overwrite").code == 0
+    assert "there is nothing to resume" in nothing.stderr
 
 
 @pytest.mark.parametrize(
@@ -257,7 +276,7 @@ def test_the_patchwork_recipe_ends_where_it_is_told_to_and_goes_on(run, tmp_path
         (("--stage", "warmup"), 2, "ends with one of ['segmentor', 'alignment', 'generator', 'union']"),
         (("--stage", "union", "--setting", "inductive"), 2, "'generator'], got union"),
         (("--resume", "--overwrite"), 2, "give one of them"),
-        (("--resume",), 1, "no stage has a checkpoint to resume"),
+        (("--resume",), 1, "there is nothing to resume"),
         (("--split", "B"), 1, 'a Patchwork split is "A" or "seed-N"'),
         (("--batch-size", "0"), 1, "batch_size must be at least 1"),
     ],

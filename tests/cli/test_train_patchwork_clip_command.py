@@ -29,7 +29,7 @@ def test_one_command_makes_a_clip_that_teaches(run, tmp_path, monkeypatch):
     ("options", "code", "message"),
     [
         (("--resume", "--overwrite"), 2, "--resume goes on with a run, --overwrite starts anew; give one of"),
-        (("--resume",), 1, "no stage has a checkpoint to resume"),
+        (("--resume",), 1, "there is nothing to resume"),
         (("--batch-size", 0), 1, "batch_size must be at least 1, got 0"),
     ],
 )

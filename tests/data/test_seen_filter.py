@@ -4,7 +4,12 @@ import numpy as np
 import pytest
 
 from zsseg.data.coco_panoptic import CocoPanopticDataset
-from zsseg.data.seen_filter import SubsetDataset, drop_images_with_unseen, ignore_unseen
+from zsseg.data.seen_filter import (
+    SeenLabelsDataset,
+    SubsetDataset,
+    drop_images_with_unseen,
+    ignore_unseen,
+)
 from zsseg.data.semantic_maps import SemanticMapDataset
 from zsseg.data.vocabularies import load_split, mark_unseen
 
@@ -43,6 +48,25 @@ def test_unseen_pixels_become_void(sky_unseen):
     np.testing.assert_array_equal(np.asarray(after.image), np.asarray(before.image))
     assert ignored.label_ids(0) == {0, 1}
     np.testing.assert_array_equal(ignored[1].target.segment_ids, sky_unseen[1].target.segment_ids)
+
+
+def test_a_data_set_of_seen_labels_does_not_know_the_others(coco_folder, coco_dataset):
+    vocabulary = mark_unseen(coco_dataset.vocabulary, ["car"])
+    dataset = CocoPanopticDataset(
+        coco_folder / "panoptic.json", coco_folder / "images", vocabulary=vocabulary
+    )
+    seen = SeenLabelsDataset(dataset)
+    assert "car" not in seen.vocabulary.names
+    assert seen.vocabulary.unseen_label_ids == ()
+    assert len(seen) == len(dataset)
+    for index in range(len(dataset)):
+        before, after = dataset[index].target, seen[index].target
+        after.check_pixels()
+        labels = {segment.id: segment.label for segment in before.segments if segment.label != "car"}
+        assert {s.id: seen.vocabulary.names[s.label_id] for s in after.segments} == labels
+        assert seen.label_ids(index) == {segment.label_id for segment in after.segments}
+        hidden = ~np.isin(before.segment_ids, list(labels))
+        np.testing.assert_array_equal(after.segment_ids, np.where(hidden, 0, before.segment_ids))
 
 
 def test_nothing_to_filter(coco_dataset):

@@ -122,15 +122,18 @@ def test_the_hash_knows_every_weight_and_the_normalisation(clip_folder, tmp_path
     with torch.no_grad():
         model.visual_projection.weight[0, 0] += 1e-3
     model.save_pretrained(tmp_path / "vision")
-    CLIPModel.from_pretrained(clip_folder).save_pretrained(tmp_path / "mean")
-    for name, mean in (("text", MEAN), ("vision", MEAN), ("mean", (0.5, 0.5, 0.5))):
+    unchanged = CLIPModel.from_pretrained(clip_folder)
+    unchanged.save_pretrained(tmp_path / "mean")
+    unchanged.config.vision_config.hidden_act = "tanh"
+    unchanged.save_pretrained(tmp_path / "activation")
+    for name, mean in (("text", MEAN), ("vision", MEAN), ("mean", (0.5, 0.5, 0.5)), ("activation", MEAN)):
         CLIPImageProcessorPil(image_mean=mean, image_std=STD).save_pretrained(tmp_path / name)
     hashes = {
         name: load_vision_language_teacher(tmp_path / name).weights_hash
-        for name in ("text", "vision", "mean")
+        for name in ("text", "vision", "mean", "activation")
     }
     assert hashes["text"] == teacher.weights_hash
-    assert len({teacher.weights_hash, hashes["vision"], hashes["mean"]}) == 3
+    assert len(set(hashes.values())) == 4
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from zsseg.training.patchwork_clip_report import PatchworkClipReport
 from zsseg.training.patchwork_report import FIGURES, BenchmarkedModel, PatchworkReport, PatchworkRow
 
 CARDS = Path(__file__).parents[2] / "model_cards"
+RESULTS = CARDS.parent / "benchmarks" / "results" / "patchwork"
 COMMAND = "zsseg evaluate patchwork --model packaged --scenes 500"
 
 
@@ -27,7 +28,7 @@ def build_row(first_share=0.0, **changes):
 
 
 def build_report(*rows):
-    model = BenchmarkedModel("concat-patchwork", "zsseg-concat", 4_321_000, 654_000, 0.75, 0.5, 0.8)
+    model = BenchmarkedModel("concat-patchwork", "zsseg-concat", 4_321_000, 654_000, 0.75, 0.5, 0.8, 0, 0, 0)
     return PatchworkReport(COMMAND, "Some CPU, 2 threads", model, rows)
 
 
@@ -117,10 +118,58 @@ def test_calibrated_figures_stand_by_themselves():
     assert card.count("type: hPQ") == 1
 
 
-def test_the_published_card_follows_from_the_packaged_evaluation():
-    card = build_patchwork_card(PatchworkReport.load(packaged() / "evaluation.json"))
-    assert (packaged() / "README.md").read_text(encoding="utf-8") == card
-    assert (CARDS / "concat-patchwork.md").read_text(encoding="utf-8") == card
+def test_stages_stand_one_after_the_other():
+    earlier = {
+        "the segmentor": build_report(build_row(0.2), build_row(0.4, text="shuffled")),
+        "alignment": build_report(build_row(0.25), build_row(0.35, preset="easy")),
+    }
+    card = build_patchwork_card(build_report(*ROWS), earlier)
+    lines = card.split("Stage by stage")[1].split("```")[0].splitlines()[4:]
+    found = [line.strip("| ").split(" | ")[:3] for line in lines if line]
+    position = FIGURES.index("PQ") / 1000
+    assert found == [
+        ["standard", "the segmentor", percent(0.2 + position)],
+        ["standard", "alignment", percent(0.25 + position)],
+        ["standard", "this checkpoint", percent(0.3 + position)],
+        ["hard", "this checkpoint", percent(0.5 + position)],
+    ]
+    assert "Stage by stage" not in build_patchwork_card(build_report(*ROWS))
+
+
+def test_stages_are_of_the_split_of_the_checkpoint():
+    with pytest.raises(ValueError, match=r"rows of \['A', 'seed-3'\]"):
+        build_patchwork_card(build_report(build_row()), {"before": build_report(build_row(split="seed-3"))})
+
+
+def test_it_says_whether_the_checkpoint_can_be_adapted():
+    report = build_report(*ROWS)
+    assert "cannot be adapted" in build_patchwork_card(report)
+    model = replace(report.model, parameters_generator=140_000, stored_queries=600)
+    card = build_patchwork_card(replace(report, model=model))
+    assert "query generator (0.1 million parameters) and 600 stored queries" in " ".join(card.split())
+    assert "cannot be adapted" not in card
+
+
+@pytest.mark.parametrize(
+    ("known_labels", "said"),
+    [(0, "no unseen name in training"), (48, "the inductive setting"), (60, "from pseudo queries")],
+)
+def test_it_says_whether_unseen_names_were_known(known_labels, said):
+    report = build_report(*ROWS)
+    card = build_patchwork_card(replace(report, model=replace(report.model, known_labels=known_labels)))
+    assert said in " ".join(card.split())
+
+
+@pytest.mark.parametrize("name", ["concat-patchwork", "concat-patchwork-inductive"])
+def test_the_published_card_follows_from_the_evaluations(name):
+    stages = {
+        stage: PatchworkReport.load(RESULTS / "stages" / file)
+        for stage, file in {"segmentor": "segmentor.json", "token alignment": "alignment.json"}.items()
+    }
+    card = build_patchwork_card(PatchworkReport.load(packaged(name) / "evaluation.json"), stages)
+    assert (packaged(name) / "README.md").read_text(encoding="utf-8") == card
+    assert (CARDS / f"{name}.md").read_text(encoding="utf-8") == card
+    assert (RESULTS / f"{name}.json").read_bytes() == (packaged(name) / "evaluation.json").read_bytes()
 
 
 def list_cells(card, first):

@@ -28,7 +28,7 @@ def checkpoint(tmp_path_factory):
 
 def write_report(path, parameters):
     row = PatchworkRow("standard", "A", 3, 128, 1_000_000, "own", dict.fromkeys(FIGURES, 0.5))
-    model = BenchmarkedModel("trained", "zsseg-concat", parameters, 10, 0.5, 0.5, 0.5)
+    model = BenchmarkedModel("trained", "zsseg-concat", parameters, 10, 0.5, 0.5, 0.5, 0, 0, 0)
     PatchworkReport("zsseg evaluate patchwork", "a machine", model, [row]).save(path)
     return path
 
@@ -44,7 +44,7 @@ def test_a_package_is_what_the_installation_expects(checkpoint, report, tmp_path
     package_checkpoint(checkpoint, report, folder)
     assert sorted(path.name for path in folder.iterdir()) == sorted(PACKAGED_FILES)
     assert (folder / "evaluation.json").read_bytes() == report.read_bytes()
-    monkeypatch.setattr(checkpoints, "PACKAGED_FOLDER", folder)
+    monkeypatch.setitem(checkpoints.PACKAGED_FOLDERS, "concat-patchwork", folder)
     assert packaged() == folder
     for path in folder.iterdir():
         assert b"/home/somebody" not in path.read_bytes(), path
@@ -93,7 +93,7 @@ def clip_report(tmp_path):
 def test_a_packaged_clip_is_half_as_large_and_loads_as_float32(clip, clip_report, tmp_path, monkeypatch):
     folder = tmp_path / "package"
     package_patchwork_clip(clip, clip_report, folder)
-    monkeypatch.setattr(checkpoints, "PACKAGED_CLIP_FOLDER", folder)
+    monkeypatch.setitem(checkpoints.PACKAGED_FOLDERS, "patchwork-clip", folder)
     assert packaged("patchwork-clip") == folder
     assert sorted(path.name for path in folder.iterdir()) == sorted(PACKAGED_FILES)
     assert (folder / "evaluation.json").read_bytes() == clip_report.read_bytes()

@@ -12,7 +12,7 @@ def build_row(**changes):
 
 
 def build_report(name="tiny", rows=None):
-    model = BenchmarkedModel(name, "zsseg-concat", 1000, 100, 0.8, 0.5, 0.7)
+    model = BenchmarkedModel(name, "zsseg-concat", 1000, 100, 0.8, 0.5, 0.7, 0, 0, 0)
     rows = (build_row(), build_row(text="shuffled")) if rows is None else rows
     return PatchworkReport(f"zsseg evaluate patchwork --model {name}", "a machine", model, rows)
 

@@ -97,13 +97,15 @@ def build_bert_config():
 
 def build_tokenizer(**changes):
     """A token per byte, so that every text there is has its own ids."""
-    specials = ["<pad>", "<start>", "<end>"]
+    # Of a text tower whose <end> has id 2, transformers pools the largest id, here the space, not <end>.
+    specials = ["<pad>", "<spare>", "<start>", "<end>"]
     alphabet = specials + sorted(pre_tokenizers.ByteLevel.alphabet())
     backend = Tokenizer(models.BPE(vocab={token: i for i, token in enumerate(alphabet)}, merges=[]))
     backend.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     backend.decoder = decoders.ByteLevel()
     backend.post_processor = processors.TemplateProcessing(
-        single="<start> $A <end>", special_tokens=[("<start>", 1), ("<end>", 2)]
+        single="<start> $A <end>",
+        special_tokens=[(token, specials.index(token)) for token in ("<start>", "<end>")],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=backend,

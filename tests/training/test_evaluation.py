@@ -136,6 +136,46 @@ def test_other_texts_stand_for_the_labels(dataset, model, processor):
         )
 
 
+def predict_with_penalty(dataset, model, processor, **options):
+    """The figures of both tasks, and the label ids of every pixel and of every segment."""
+    metrics = {task: build_metric(task, dataset.vocabulary) for task in ("panoptic", "semantic")}
+    found = {"panoptic": [], "semantic": []}
+
+    def note(example, predictions):
+        found["panoptic"] += [segment.label_id for segment in predictions["panoptic"].segments]
+        found["semantic"] += predictions["semantic"].flatten().tolist()
+
+    score_predictions(
+        *(model, processor, dataset),
+        metrics=metrics,
+        threshold=0.0,
+        overlap_mask_area_threshold=0.0,
+        progress=False,
+        on_result=note,
+        **options,
+    )
+    figures = {f"{task} {name}": value for task in metrics for name, value in metrics[task].compute().items()}
+    return figures, found
+
+
+@pytest.mark.parametrize("batch_size", [1, 3])
+def test_a_huge_penalty_leaves_no_seen_label(dataset, model, processor, batch_size):
+    seen, unseen = set(dataset.vocabulary.seen_label_ids), set(dataset.vocabulary.unseen_label_ids)
+    plain, found = predict_with_penalty(dataset, model, processor, batch_size=batch_size)
+    assert all(set(label_ids) & seen for label_ids in found.values())
+    penalised, left = predict_with_penalty(dataset, model, processor, batch_size=batch_size, seen_penalty=1e4)
+    assert all(set(label_ids) == unseen for label_ids in left.values())
+    assert plain["semantic mIoU_seen"] > penalised["semantic mIoU_seen"] == 0.0
+    assert penalised["semantic mIoU_unseen"] > 0.0
+
+
+def test_no_penalty_changes_nothing(dataset, model, processor):
+    plain, found = predict_with_penalty(dataset, model, processor)
+    same, unchanged = predict_with_penalty(dataset, model, processor, seen_penalty=0.0)
+    assert same == pytest.approx(plain, abs=0.0, nan_ok=True)
+    assert unchanged == found
+
+
 def test_only_the_first_images(dataset, model, processor):
     results = evaluate_model(model, processor, dataset, task="semantic", max_images=2, progress=False)
     assert results["num_images"] == 2

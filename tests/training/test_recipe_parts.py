@@ -36,7 +36,10 @@ def test_what_is_in_the_way_is_found_at_the_beginning(tmp_path):
 
 
 def test_what_cannot_run_is_refused(tmp_path):
-    with pytest.raises(CheckpointError, match="no stage has a checkpoint to resume"):
+    with pytest.raises(CheckpointError, match="nothing to resume"):
+        prepare_stages(build_stages(tmp_path), resume=True, overwrite=False)
+    (tmp_path / "first").mkdir()
+    with pytest.raises(CheckpointError, match="no stage has begun"):
         prepare_stages(build_stages(tmp_path), resume=True, overwrite=False)
     with pytest.raises(ValueError, match="share one mixed_precision"):
         prepare_stages(build_stages(tmp_path, second="bf16"), resume=False, overwrite=False)

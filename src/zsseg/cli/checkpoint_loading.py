@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any, Literal
 
+from zsseg.checkpoints import resolve_checkpoint
 from zsseg.cli.messages import UsageError
 
 MODEL_TYPE_PREFIX = "zsseg-"
@@ -15,7 +16,7 @@ def load_pipeline(task: Task, model: str, *, device: str | None = None, dtype: s
 
     Args:
         task: which result the pipeline gives.
-        model: a folder or Hub id.
+        model: a folder, Hub id or packaged checkpoint.
         device: None takes the first accelerator, else the CPU.
         dtype: of the weights, such as "bfloat16"; None keeps the checkpoint's.
 
@@ -25,7 +26,7 @@ def load_pipeline(task: Task, model: str, *, device: str | None = None, dtype: s
         ValueError: if the checkpoint is damaged or of another kind.
         UsageError: if there is no such device.
     """
-    check_checkpoint_folder(model)
+    model = find_checkpoint(model)
     from transformers import pipeline
 
     quieten_transformers()
@@ -35,18 +36,23 @@ def load_pipeline(task: Task, model: str, *, device: str | None = None, dtype: s
     return pipeline(f"zero-shot-{task}-segmentation", model=model, device=device, dtype=dtype)
 
 
-def check_checkpoint_folder(model: str) -> None:
-    """Refuse a path that holds no checkpoint before anything slow is imported.
+def find_checkpoint(name: str) -> str:
+    """What ``from_pretrained`` takes; a path that holds none is refused before anything slow is imported.
 
     A relative path of one or two parts that does not exist may be a name on the Hub, and passes.
 
+    Args:
+        name: a folder, Hub id or packaged checkpoint.
+
     Raises:
         FileNotFoundError: with the nearest folder that does hold one, if there is any.
+        OSError: if a packaged checkpoint is damaged.
     """
+    model = resolve_checkpoint(name)
     folder = Path(model)
     if folder.is_dir():
         if (folder / "config.json").is_file():
-            return
+            return model
         inside = next(
             (path for path in ("checkpoint", "best", "last") if _is_checkpoint(folder / path)), None
         )
@@ -55,6 +61,7 @@ def check_checkpoint_folder(model: str) -> None:
     is_hub_id = not folder.is_absolute() and len(folder.parts) <= 2 and model[0] not in ".~"
     if folder.exists() or not is_hub_id or (len(folder.parts) == 2 and Path(folder.parts[0]).is_dir()):
         raise FileNotFoundError(f"there is no checkpoint folder at {model}; check the path")
+    return model
 
 
 def quieten_transformers() -> None:

@@ -54,7 +54,7 @@ ModelOption = Annotated[
         "--model",
         "-m",
         metavar="NAME",
-        help="Folder of a checkpoint, or its name on the Hub.",
+        help="Folder of a checkpoint, its name on the Hub, or that of a packaged one.",
         rich_help_panel=CHECKPOINT_PANEL,
     ),
 ]
@@ -64,7 +64,7 @@ OptionalModelOption = Annotated[
         "--model",
         "-m",
         metavar="NAME",
-        help="Folder of a checkpoint, or its name on the Hub.",
+        help="Folder of a checkpoint, its name on the Hub, or that of a packaged one.",
         show_default="the packaged one, of Patchwork",
         rich_help_panel=CHECKPOINT_PANEL,
     ),

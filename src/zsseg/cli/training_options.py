@@ -91,6 +91,17 @@ OutputOption = Annotated[
         rich_help_panel=RUN_PANEL,
     ),
 ]
+RecipeOutputOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        metavar="FOLDER",
+        help="A folder for each stage, and checkpoint/ at the end; a recipe's own is runs/RECIPE.",
+        show_default=False,
+        rich_help_panel=RUN_PANEL,
+    ),
+]
 StageOption = Annotated[
     StageChoice,
     typer.Option(

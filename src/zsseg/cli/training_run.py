@@ -15,6 +15,7 @@ from zsseg.cli.stage_arguments import CHECKPOINT_FOLDER, build_stage_arguments
 from zsseg.cli.text_layout import format_count, format_percent
 from zsseg.data.coco_panoptic import CocoPanopticDataset
 from zsseg.data.examples import PanopticDataset
+from zsseg.data.seen_filter import SeenLabelsDataset
 from zsseg.data.tensor_store import TensorStoreError
 from zsseg.layers.vision_language import VisionLanguageTeacher, load_vision_language_teacher
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
@@ -215,17 +216,18 @@ class TrainingRun:
                 setting=setting,
                 teacher=self.teacher,
                 options=TransitionOptions(generator_type=generator_type),
-                evaluate=self._build_evaluation(),
+                evaluate=self._build_evaluation(setting),
                 resume=resume,
                 overwrite=overwrite,
             )
         return finish_run(self.output, self.stages, results, self.model, self.processor)
 
-    def _build_evaluation(self) -> Evaluate | None:
-        validation = self.validation
-        if validation is None:
+    def _build_evaluation(self, setting: Setting) -> Evaluate | None:
+        """In the inductive setting no unseen name is read here either: the best checkpoint depends on it."""
+        if self.validation is None:
             return None
-        task: Task = "panoptic" if isinstance(validation, CocoPanopticDataset) else "semantic"
+        task: Task = "panoptic" if isinstance(self.validation, CocoPanopticDataset) else "semantic"
+        validation = SeenLabelsDataset(self.validation) if setting == "inductive" else self.validation
         return lambda model: evaluate_model(model, self.processor, validation, task=task)
 
 

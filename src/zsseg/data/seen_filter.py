@@ -115,6 +115,39 @@ def ignore_unseen(dataset: PanopticDataset) -> UnseenIgnoredDataset:
     return UnseenIgnoredDataset(dataset)
 
 
+class SeenLabelsDataset:
+    """A data set whose unseen segments are void, and whose vocabulary does not know their labels.
+
+    For whoever must not learn of the unseen names: validation during inductive training.
+
+    Args:
+        dataset: the data set; its vocabulary says what is unseen.
+    """
+
+    def __init__(self, dataset: PanopticDataset) -> None:
+        self.dataset = dataset
+        vocabulary = dataset.vocabulary
+        self.vocabulary = vocabulary.select(vocabulary.seen_label_ids)
+        self._unseen = frozenset(vocabulary.unseen_label_ids)
+        self._label_ids = {old: new for new, old in enumerate(vocabulary.seen_label_ids)}
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> PanopticExample:
+        example = self.dataset[index]
+        target = _void_labels(example.target, self._unseen)
+        segments = tuple(
+            replace(segment, label_id=self._label_ids[segment.label_id]) for segment in target.segments
+        )
+        return replace(example, target=replace(target, segments=segments))
+
+    def label_ids(self, index: int) -> frozenset[int]:
+        """The seen label ids present in one target, as the vocabulary here counts them."""
+        found = self.dataset.label_ids(index) - self._unseen
+        return frozenset(self._label_ids[label_id] for label_id in found)
+
+
 def _require_unseen(vocabulary: Vocabulary) -> None:
     if not vocabulary.unseen_label_ids:
         raise ValueError(

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from zsseg.layers.weights_digest import compute_weights_digest
+from zsseg.layers.weights_digest import compute_weights_digest, describe_config
 
 OPEN_CLIP_PREFIX = "open_clip:"
 OPEN_CLIP_SCHEMAS = ("hf-hub:", "local-dir:")
@@ -75,9 +75,15 @@ class VisionLanguageTeacher:
 
     @cached_property
     def weights_hash(self) -> str:
-        """A digest of names, shapes and values of all weights, and of the normalisation before them."""
-        normalisation = repr((self.image_mean, self.image_std))
-        return hashlib.sha256(f"{normalisation} {compute_weights_digest(self.tower)}".encode()).hexdigest()
+        """A digest of all weights, of what is computed with them and of the normalisation before."""
+        config = getattr(self.tower, "config", None)
+        # Equal weights mean another teacher with another activation, say.
+        parts = (
+            compute_weights_digest(self.tower),
+            describe_config(config) if isinstance(config, PreTrainedConfig) else repr(self.tower),
+            repr((self.image_size, self.image_mean, self.image_std)),
+        )
+        return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def to(self, device: torch.device | str) -> Self:
         """Move the tower, in place."""

@@ -1,9 +1,14 @@
-"""What tells one set of weights from another."""
+"""What tells one model from another."""
 
 import hashlib
+import json
+from typing import Any
 
 import torch
 from torch import nn
+from transformers import PreTrainedConfig
+
+ORIGIN_KEYS = ("_name_or_path", "transformers_version", "architectures", "dtype")
 
 
 def compute_weights_digest(module: nn.Module, prefixes: tuple[str, ...] = ("",)) -> str:
@@ -15,3 +20,14 @@ def compute_weights_digest(module: nn.Module, prefixes: tuple[str, ...] = ("",))
             # As bytes: NumPy has no bfloat16.
             digest.update(tensor.cpu().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
+
+
+def describe_config(config: PreTrainedConfig) -> str:
+    """What a config says of the computation, without where it came from, as JSON with sorted keys."""
+    return json.dumps(_drop_origins(config.to_dict()), sort_keys=True, default=str)
+
+
+def _drop_origins(content: Any) -> Any:
+    if not isinstance(content, dict):
+        return content
+    return {key: _drop_origins(value) for key, value in content.items() if key not in ORIGIN_KEYS}

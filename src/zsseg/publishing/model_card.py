@@ -1,6 +1,6 @@
 """Model cards: everything in them follows from the report of an evaluation."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from importlib.resources import files
 from string import Template
 
@@ -16,9 +16,8 @@ from zsseg.data.patchwork.categories import (
 from zsseg.data.patchwork.splits import load_patchwork_split
 from zsseg.metrics.class_averages import group_label_ids
 from zsseg.training.patchwork_clip_report import WORDS, PatchworkClipReport
-from zsseg.training.patchwork_report import GROUPS, PatchworkReport, PatchworkRow
+from zsseg.training.patchwork_report import GROUPS, BenchmarkedModel, PatchworkReport, PatchworkRow
 
-PATCHWORK_MODEL_NAME = "concat-patchwork"
 PATCHWORK_CLIP_NAME = "patchwork-clip"
 TABLE_FIGURES = ("PQ", "SQ", "RQ", "mIoU")
 HEADLINE_FIGURES = (
@@ -35,19 +34,25 @@ HEADLINE_FIGURES = (
 )
 CLIP_HEADLINE_FIGURES = ("top1", "top1_seen", "top1_unseen", "top1_things", "top1_stuff")
 NUM_CONFUSIONS = 10
+THIS_CHECKPOINT = "this checkpoint"
 
 
-def build_patchwork_card(report: PatchworkReport) -> str:
+def build_patchwork_card(
+    report: PatchworkReport, earlier_stages: Mapping[str, PatchworkReport] | None = None
+) -> str:
     """The card of a CONCAT trained on Patchwork, as Markdown with YAML in front.
 
     Args:
         report: of ``zsseg evaluate patchwork``; its rows must share one split, the one trained on, and at
             least one must use the labels' own names.
+        earlier_stages: reports of what the model was after earlier stages of its training, by stage, in their
+            order; only their rows of the presets of ``report`` with the labels' own names are shown.
 
     Raises:
         ValueError: if the rows differ in their split, or none has the labels' own names.
     """
-    splits = sorted({row.split for row in report.rows})
+    reports = {**(earlier_stages or {}), THIS_CHECKPOINT: report}
+    splits = sorted({row.split for each in reports.values() for row in each.rows})
     if len(splits) != 1:
         raise ValueError(
             f"a card is about the split trained on, got rows of {splits}: evaluate on that alone"
@@ -62,6 +67,7 @@ def build_patchwork_card(report: PatchworkReport) -> str:
     model = report.model
     return _load_template("concat_patchwork.md").substitute(
         front_matter=_build_front_matter(report).to_yaml(),
+        name=model.name,
         parameters=f"{model.parameters / 1e6:.1f}",
         text_parameters=f"{model.parameters_text_tower / 1e6:.1f}",
         split=split,
@@ -72,7 +78,10 @@ def build_patchwork_card(report: PatchworkReport) -> str:
         threshold=f"{model.threshold:g}",
         mask_threshold=f"{model.mask_threshold:g}",
         overlap_mask_area_threshold=f"{model.overlap_mask_area_threshold:g}",
+        adaptation=_describe_adaptation(model),
+        setting=_describe_setting(model, len(vocabulary.seen_label_ids)),
         summary=_build_summary(report.rows),
+        stages=_build_stage_section(reports) if earlier_stages else "",
         tables="\n\n".join(_build_row_section(row) for row in report.rows),
         command=report.command,
         machine=report.machine,
@@ -130,7 +139,7 @@ def _build_front_matter(report: PatchworkReport) -> ModelCardData:
         pipeline_tag="image-segmentation",
         license="apache-2.0",
         tags=["panoptic-segmentation", "zero-shot", "open-vocabulary", "patchwork", "synthetic-data"],
-        model_name=PATCHWORK_MODEL_NAME,
+        model_name=report.model.name,
         eval_results=[
             EvalResult(
                 task_type="image-segmentation",
@@ -189,6 +198,36 @@ def _build_summary(rows: Sequence[PatchworkRow]) -> str:
         [(row.preset, row.variant, *(_percent(row.figures[name]) for name in figures)) for row in rows],
         2,
     )
+
+
+def _describe_adaptation(model: BenchmarkedModel) -> str:
+    if not model.parameters_generator:
+        return "It has no query generator: it takes any label as it is, and cannot be adapted to new ones."
+    return (
+        f"Its query generator ({model.parameters_generator / 1e6:.1f} million parameters) and "
+        f"{model.stored_queries} stored queries come with it: `zsseg adapt` teaches it more labels by name."
+    )
+
+
+def _describe_setting(model: BenchmarkedModel, num_seen: int) -> str:
+    if not model.known_labels:
+        return "It read no unseen name in training."
+    if model.known_labels > num_seen:
+        return "The unseen labels were learnt too, by name, from pseudo queries: no picture showed one."
+    return "No stage read an unseen name (the inductive setting)."
+
+
+def _build_stage_section(reports: Mapping[str, PatchworkReport]) -> str:
+    figures = ("PQ", "PQ_seen", "PQ_unseen", "PQ_unseen_things", "PQ_unseen_stuff", "hPQ", "mIoU", "hIoU")
+    rows = [
+        (row.preset, stage, *(_percent(row.figures[name]) for name in figures))
+        for preset in dict.fromkeys(row.preset for row in reports[THIS_CHECKPOINT].rows)
+        for stage, report in reports.items()
+        for row in report.rows
+        if row.preset == preset and row.is_plain
+    ]
+    table = _build_table(("scenes", "after", *(_spell(name) for name in figures)), rows, 2)
+    return f"\nStage by stage, each going on from the one before, own names:\n\n{table}\n"
 
 
 def _build_row_section(row: PatchworkRow) -> str:

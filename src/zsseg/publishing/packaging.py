@@ -2,6 +2,7 @@
 
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel
@@ -18,7 +19,11 @@ LARGEST_PACKAGE = 16_000_000
 
 
 def package_checkpoint(
-    checkpoint: str | os.PathLike[str], report: str | os.PathLike[str], folder: str | os.PathLike[str]
+    checkpoint: str | os.PathLike[str],
+    report: str | os.PathLike[str],
+    folder: str | os.PathLike[str],
+    *,
+    earlier_stages: Mapping[str, str | os.PathLike[str]] | None = None,
 ) -> None:
     """Write weights in float16, processor, card and evaluation; the folder appears whole or not at all.
 
@@ -26,13 +31,15 @@ def package_checkpoint(
         checkpoint: folder of the trained model and its processor.
         report: the ``results.json`` of ``zsseg evaluate patchwork`` with this model.
         folder: to write; an earlier package there is replaced.
+        earlier_stages: such reports of what the model was after earlier stages of its training, by stage.
 
     Raises:
         OSError: if a file cannot be read, or ``folder`` holds files that are not of a package.
         ValueError: if the report is none or of another model, or the package would be too large.
     """
     benchmark = PatchworkReport.load(Path(report))
-    card = build_patchwork_card(benchmark)
+    stages = {name: PatchworkReport.load(Path(path)) for name, path in (earlier_stages or {}).items()}
+    card = build_patchwork_card(benchmark, stages)
     model = AutoModel.from_pretrained(checkpoint)
     _write_package(model, checkpoint, report, folder, card=card, parameters=benchmark.model.parameters)
 

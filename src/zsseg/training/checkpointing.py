@@ -8,7 +8,7 @@ resuming needs.
 import json
 import re
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,6 +29,7 @@ METRICS_FILE = "metrics.jsonl"
 TENSORBOARD_FOLDER = "tensorboard"
 TRAINER_FOLDER = "trainer"
 TEMPORARY_PATTERNS = (".incomplete-*", ".replaced-*", ".dropped-*", ".link-*")
+SETUP_FILE = "setup.json"
 TEXT_EMBEDS_FILE = "text_embeds.pt"
 STAGE_FILE = "stage.pt"
 TEXT_EMBEDS_TOLERANCE = 1e-3
@@ -113,6 +114,32 @@ def find_checkpoints(output_dir: Path) -> dict[int, Path]:
     return dict(sorted((int(match[1]), path) for match, path in found if match))
 
 
+def check_resumable(output_dirs: Sequence[Path]) -> None:
+    """Refuse to resume a run that never began.
+
+    Args:
+        output_dirs: of its stages. Where one was killed before its first checkpoint, its folder is there and
+            it begins anew.
+
+    Raises:
+        CheckpointError: if none of the folders holds anything.
+    """
+    if not any(folder.is_dir() and any(folder.iterdir()) for folder in output_dirs):
+        raise CheckpointError(
+            f"there is nothing to resume in {[str(folder) for folder in output_dirs]}: no stage has begun. "
+            "Start the run without resuming; tokens and queries computed for it are kept and used"
+        )
+
+
+def read_setup(checkpoint: Path) -> dict[str, Any]:
+    """What must be equal when a run resumes from this checkpoint, by name.
+
+    Raises:
+        CheckpointError: if the folder is no checkpoint of a run.
+    """
+    return _read_json(checkpoint / TRAINER_FOLDER / SETUP_FILE)
+
+
 def find_last_checkpoint(output_dir: Path) -> Path:
     """The newest complete checkpoint of a run.
 
@@ -174,7 +201,7 @@ class CheckpointWriter:
         torch.save(dict(stage_state), trainer / STAGE_FILE)
         if self.text_embeds is not None:
             torch.save(self.text_embeds, trainer / TEXT_EMBEDS_FILE)
-        _write_json(trainer / "setup.json", self.setup)
+        _write_json(trainer / SETUP_FILE, self.setup)
         _write_json(trainer / "trainer_state.json", asdict(state))
 
     def write_rng_states(self, state: TrainerState, process_index: int, model: nn.Module) -> None:
@@ -216,7 +243,7 @@ def check_setup(
         CheckpointError: if they differ in anything but the keys in ``may_change``; the message lists each
             difference.
     """
-    saved = _read_json(checkpoint / TRAINER_FOLDER / "setup.json")
+    saved = read_setup(checkpoint)
     current = json.loads(json.dumps(setup))
     differences = [
         f"{key}: {_shorten(saved.get(key))} then, {_shorten(current.get(key))} now"

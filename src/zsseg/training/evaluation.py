@@ -169,7 +169,7 @@ def score_predictions(
             outputs = compute_picture_outputs(model, pictures, **text_inputs)
             if seen_penalty:
                 for output in outputs:
-                    output.class_queries_logits = penalise_seen_labels(
+                    output["class_queries_logits"] = penalise_seen_labels(
                         output.class_queries_logits, vocabulary.seen_label_ids, seen_penalty
                     )
             predictions: list[dict[Task, Prediction]] = [{} for _ in examples]

@@ -173,6 +173,9 @@ def describe_model(
         family=model.config.model_type,
         parameters=_count_parameters(model),
         parameters_text_tower=_count_parameters(getattr(model, "text_model", None)),
+        parameters_generator=_count_parameters(getattr(model, "generator", None)),
+        stored_queries=getattr(model.config, "memory_size", 0),
+        known_labels=len(getattr(model.config, "known_labels", ())),
         **{
             key: float(getattr(processor, key) if value is None else value)
             for key, value in thresholds.items()

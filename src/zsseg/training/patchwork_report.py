@@ -49,6 +49,9 @@ class BenchmarkedModel:
         threshold: score above which a query was kept.
         mask_threshold: probability from which a pixel belonged to a mask.
         overlap_mask_area_threshold: share of its own mask that a query had to win.
+        parameters_generator: those of the query generator that adaptation uses; 0 without one.
+        stored_queries: real queries that the checkpoint keeps for adaptation.
+        known_labels: how many names the generator's training or an adaptation has read.
     """
 
     name: str
@@ -58,6 +61,9 @@ class BenchmarkedModel:
     threshold: float
     mask_threshold: float
     overlap_mask_area_threshold: float
+    parameters_generator: int
+    stored_queries: int
+    known_labels: int
 
 
 @dataclass(frozen=True, slots=True)

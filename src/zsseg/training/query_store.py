@@ -13,8 +13,9 @@ from torch import Tensor
 from zsseg.data.collate import PanopticCollator
 from zsseg.data.examples import PanopticDataset
 from zsseg.data.tensor_store import TensorStore, build_tensor_store
-from zsseg.layers.weights_digest import compute_weights_digest
+from zsseg.layers.weights_digest import compute_weights_digest, describe_config
 from zsseg.losses.set_criterion import UNKNOWN_LABEL
+from zsseg.models.concat.configuration_concat import ConcatConfig
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.query_memory import NO_OBJECT
 from zsseg.training.processes import get_process_state
@@ -154,6 +155,8 @@ def build_query_store(
     identity = {
         **data_setup,
         "segmentor": compute_weights_digest(model, QUERY_PREFIXES)[:16],
+        "matching": _describe_matching(model.config),
+        "collate": repr(collate),
         "labels": ", ".join(context.vocabulary.names),
         "text_embeds": hashlib.sha256(context.text_embeds.cpu().numpy().tobytes()).hexdigest()[:16],
     }
@@ -196,6 +199,12 @@ def build_query_store(
     finally:
         model.criterion.set_rng_state(points_state)
         model.train(was_training)
+
+
+def _describe_matching(config: ConcatConfig) -> str:
+    """Digest of what decides, beside the weights, which queries there are and what they are matched with."""
+    content = (describe_config(config.segmentor_config), config.logit_scale, config.ignore_unknown_queries)
+    return hashlib.sha256(repr(content).encode()).hexdigest()[:16]
 
 
 @torch.no_grad()

@@ -7,8 +7,9 @@ from typing import Any, TextIO
 from transformers import PreTrainedModel
 
 from zsseg.training.arguments import TrainerArguments
-from zsseg.training.checkpointing import CheckpointError, Saveable, find_checkpoints
+from zsseg.training.checkpointing import Saveable, check_resumable, find_checkpoints
 from zsseg.training.data_order import SizedDataset
+from zsseg.training.recipe_parts import check_mixed_precision
 from zsseg.training.stage import Batch, Stage, StageContext
 from zsseg.training.trainer import Evaluate, Trainer, TrainingResult
 
@@ -53,7 +54,8 @@ def run_recipe(
         dataset: examples.
         collate: list of examples → batch.
         data_setup: what else must be equal when a stage resumes, such as the augmentation, by name.
-        resume: go on with the last stage that has a checkpoint; the stages before it are not run again.
+        resume: go on with the last stage that has a checkpoint; the stages before it are not run again. If
+            the run was killed before its first checkpoint, it begins anew.
         overwrite: start anew in folders that hold a run.
         stream: console output, standard error if None.
 
@@ -62,17 +64,15 @@ def run_recipe(
 
     Raises:
         ValueError: if there is no stage, two share a folder, or their mixed precision differs.
-        CheckpointError: if no stage has a checkpoint to resume.
+        CheckpointError: if there is nothing to resume.
         FileExistsError: if a folder is not empty and neither ``resume`` nor ``overwrite`` is given.
     """
     _check_steps(steps)
-    started = [bool(find_checkpoints(step.arguments.output_dir)) for step in steps]
-    if resume and not any(started):
-        raise CheckpointError(
-            f"no stage has a checkpoint to resume in {[str(step.arguments.output_dir) for step in steps]}; "
-            "start a new run there"
-        )
-    first = max(index for index, has_checkpoint in enumerate(started) if has_checkpoint) if resume else 0
+    folders = [step.arguments.output_dir for step in steps]
+    if resume:
+        check_resumable(folders)
+    started = [index for index, folder in enumerate(folders) if resume and find_checkpoints(folder)]
+    first = max(started, default=0)
     results: dict[str, TrainingResult] = {}
     for index, step in enumerate(steps[first:], start=first):
         trainer = Trainer(
@@ -87,7 +87,7 @@ def run_recipe(
             data_setup=data_setup,
             stream=stream,
         )
-        is_resumed = resume and index == first
+        is_resumed = bool(started) and index == first
         # A resumed recipe may find what a stage left that was killed before its first checkpoint.
         result = trainer.train(resume=is_resumed, overwrite=overwrite or (resume and not is_resumed))
         results[step.stage.name] = result
@@ -102,6 +102,4 @@ def _check_steps(steps: Sequence[RecipeStep]) -> None:
     folders = [step.arguments.output_dir.resolve() for step in steps]
     if len(set(folders)) != len(folders):
         raise ValueError(f"every stage needs its own output_dir, got {[str(folder) for folder in folders]}")
-    precisions = {step.arguments.mixed_precision for step in steps}
-    if len(precisions) > 1:
-        raise ValueError(f"all stages of one process share one mixed_precision, got {sorted(precisions)}")
+    check_mixed_precision(step.arguments for step in steps)

@@ -6,8 +6,8 @@ from typing import TypedDict
 
 from zsseg.training.arguments import TrainerArguments
 from zsseg.training.checkpointing import (
-    CheckpointError,
     check_output_dir,
+    check_resumable,
     claim_output_dir,
     find_checkpoints,
 )
@@ -27,7 +27,7 @@ def prepare_stages(
     Args:
         stages: arguments of all stages that are to run.
         later_folders: of stages that would go on from these, but do not run now.
-        resume: one of the stages must have a checkpoint.
+        resume: one of the stages must have begun.
         overwrite: earlier runs are deleted now, those of later stages too: resuming goes on with the last
             stage that has a checkpoint, which must not be one of another run.
 
@@ -37,22 +37,29 @@ def prepare_stages(
         FileExistsError: if a folder is not empty and neither ``resume`` nor ``overwrite`` is given.
     """
     arguments = list(stages)
-    precisions = {stage.mixed_precision for stage in arguments}
-    if len(precisions) > 1:
-        raise ValueError(f"all stages of one process share one mixed_precision, got {sorted(precisions)}")
+    check_mixed_precision(arguments)
     state = get_process_state()
     if state.is_main_process:
         folders = [stage.output_dir for stage in arguments]
-        if resume and not any(find_checkpoints(folder) for folder in folders):
-            raise CheckpointError(
-                f"no stage has a checkpoint to resume in {list(map(str, folders))}; start a new run there"
-            )
+        if resume:
+            check_resumable(folders)
         for folder in (*folders, *later_folders):
             if overwrite and folder.is_dir():
                 claim_output_dir(folder, overwrite=True)
             elif not resume and not overwrite:
                 check_output_dir(folder)
     state.wait_for_everyone()
+
+
+def check_mixed_precision(stages: Iterable[TrainerArguments]) -> None:
+    """Accelerate fixes it for the whole process.
+
+    Raises:
+        ValueError: if it differs between stages.
+    """
+    precisions = {arguments.mixed_precision for arguments in stages}
+    if len(precisions) > 1:
+        raise ValueError(f"all stages of one process share one mixed_precision, got {sorted(precisions)}")
 
 
 class Start(TypedDict):

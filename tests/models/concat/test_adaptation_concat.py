@@ -94,6 +94,41 @@ class Test_adapt:
         assert all(parameter.grad is None for parameter in model.parameters())
         assert torch.equal(torch.get_rng_state(), random_state)
 
+    @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+    def test_half_precision_is_adapted_like_single(self, dtype):
+        models = []
+        for half in (True, False):
+            model, processor = build_adaptable(), build_processor_of_vectors()
+            learn_known_labels(model, processor)
+            # Both begin with what half precision leaves of the weights.
+            model.to(dtype)
+            models.append(model if half else model.float())
+            result = models[-1].adapt(processor, ["zebra"], steps=200)
+            assert result.new_accuracy[1] > 0.7
+        found, expected = models
+        assert {parameter.dtype for parameter in found.parameters()} == {dtype}
+        assert found.memory.queries.dtype == dtype
+        for name, value in expected.state_dict().items():
+            torch.testing.assert_close(found.state_dict()[name], value.to(found.state_dict()[name].dtype))
+
+    def test_an_interrupted_adaptation_changes_nothing(self, monkeypatch):
+        model = build_adaptable()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        known = list(model.config.known_labels)
+        calls = []
+
+        def stop_later(*arguments, **options):
+            calls.append(arguments)
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+            return compute_union_loss(*arguments, **options)
+
+        monkeypatch.setattr("zsseg.models.concat.adaptation_concat.compute_union_loss", stop_later)
+        with pytest.raises(KeyboardInterrupt):
+            model.adapt(build_processor(), ["zebra"], steps=5)
+        assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+        assert model.config.known_labels == known
+
     def test_the_seed_decides_everything(self):
         results = []
         for seed in (0, 0, 1):

@@ -155,6 +155,21 @@ def test_synonyms_take_the_largest():
     torch.testing.assert_close(joint[..., 2], apart[..., 4])
 
 
+def test_the_tiny_text_towers_tell_labels_apart():
+    labels = ["road", "car", "tree", "zebra"]
+    for changes in ({}, {"prompt_templates": ["{}"]}):
+        processor = build_processor(**changes)
+        for model in (
+            build_model(text_config=build_clip_text_config()),
+            build_model(text_config=build_bert_config(), text_pooling="mean", projection_dim=16),
+        ):
+            tokens = processor.encode_labels(labels)
+            embeds = model.encode_text(tokens["input_ids"], tokens["attention_mask"])
+            distances = torch.pdist(embeds)
+            assert len(distances) == 6
+            assert distances.min() > 0.01
+
+
 def test_text_embeds_may_be_given_instead_of_tokens():
     model, processor = build_model(text_config=build_clip_text_config()), build_processor()
     inputs = processor(build_picture(64, 96), ["road", "car"])

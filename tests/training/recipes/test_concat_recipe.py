@@ -193,7 +193,7 @@ def test_unusable_recipes_are_refused(tmp_path, dataset):
                 **build_stages(tmp_path, ["segmentor"], mixed_precision="bf16"),
             },
         )
-    with pytest.raises(CheckpointError, match="no stage has a checkpoint to resume"):
+    with pytest.raises(CheckpointError, match="no stage has begun"):
         train(dataset, build_stages(tmp_path), resume=True)
     one = build_stages(tmp_path, ["warmup"])["warmup"]
     with pytest.raises(ValueError, match="every stage needs its own output_dir"):

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from zsseg.data.transforms import LargeScaleJitter, Resize
 from zsseg.layers.vision_language import load_vision_language_teacher
 from zsseg.layers.weights_digest import compute_weights_digest
 from zsseg.training.arguments import TrainerArguments
-from zsseg.training.checkpointing import CheckpointError
+from zsseg.training.checkpointing import CheckpointError, find_checkpoints
 from zsseg.training.recipe_parts import are_complete
 from zsseg.training.recipes.concat_stages import train_concat_stages
 from zsseg.training.recipes.concat_transition import TransitionOptions
@@ -56,6 +57,7 @@ def train(dataset, folder, names=ALL, *, model=None, steps=2, batch_size=2, **op
         for name in names
     }
     model = build_model(text_config=build_clip_text_config()) if model is None else model
+    processor = options.pop("processor", None) or build_processor()
     options = {
         "size": (32, 48),
         "options": TransitionOptions(noise_dim=4, hidden_dim=16),
@@ -63,7 +65,7 @@ def train(dataset, folder, names=ALL, *, model=None, steps=2, batch_size=2, **op
         **options,
     }
     return model, train_concat_stages(
-        model, build_processor(), dataset, stages=stages, store_folder=folder, **options
+        model, processor, dataset, stages=stages, store_folder=folder, **options
     )
 
 
@@ -122,7 +124,6 @@ from testing.tiny_models import build_clip_text_config, build_model, build_proce
 from zsseg.data.semantic_maps import SemanticMapDataset
 from zsseg.layers.vision_language import load_vision_language_teacher
 from zsseg.training.arguments import TrainerArguments
-from zsseg.layers.weights_digest import compute_weights_digest
 from zsseg.layers.weights_digest import compute_weights_digest
 from zsseg.training.recipe_parts import are_complete
 from zsseg.training.recipes.concat_stages import train_concat_stages
@@ -222,14 +223,93 @@ def test_another_teacher_does_not_continue_the_run(dataset, teacher, tmp_path):
     save_clip(tmp_path / "other")
     CLIPImageProcessorPil(image_mean=[0.1] * 3).save_pretrained(tmp_path / "other")
     other = load_vision_language_teacher(tmp_path / "other")
-    with pytest.raises(CheckpointError, match="teacher: "):
+    tokens = {path: path.read_bytes() for path in (tmp_path / "clip-tokens").iterdir()}
+    assert tokens
+    with pytest.raises(CheckpointError, match="another teacher"):
         train(dataset, tmp_path, ("alignment",), teacher=other, resume=True)
+    assert {path: path.read_bytes() for path in (tmp_path / "clip-tokens").iterdir()} == tokens
+    _, results = train(dataset, tmp_path, ("alignment",), teacher=teacher, resume=True)
+    assert are_complete(results)
+
+
+def test_no_tokens_are_computed_for_stages_that_learn_from_none(dataset, teacher, tmp_path):
+    train(dataset, tmp_path, ("warmup",), teacher=teacher)
+    assert not (tmp_path / "clip-tokens").exists()
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(dataset, tmp_path):
+    for name in ("generator", "union"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "metrics.jsonl").write_text("{}\n")
+    _, results = train(dataset, tmp_path, ("generator", "union"), resume=True)
+    assert are_complete(results)
+
+
+def test_a_stage_that_is_trained_anew_takes_the_later_ones_along(dataset, tmp_path):
+    train(dataset, tmp_path, ("segmentor", "generator", "union"))
+    train(dataset, tmp_path, ("segmentor",), overwrite=True)
+    assert find_checkpoints(tmp_path / "segmentor")
+    assert not find_checkpoints(tmp_path / "generator")
+    assert not find_checkpoints(tmp_path / "union")
+
+
+def count_extractions(dataset, folder, **options):
+    """Pictures that go through the segmentor before the generator is trained on their queries."""
+    model, processor = build_model(text_config=build_clip_text_config()), build_processor()
+    pictures = []
+    model.register_forward_pre_hook(
+        lambda _, args, inputs: pictures.extend(inputs["pixel_values"]), with_kwargs=True
+    )
+    if "image_std" in options:
+        processor.image_processor.image_std = options.pop("image_std")
+    if "logit_scale" in options:
+        model.config.logit_scale = options.pop("logit_scale")
+    train(dataset, folder, ("generator",), model=model, processor=processor, overwrite=True, **options)
+    return len(pictures)
+
+
+class OtherLabels:
+    """The data set, the second picture of seen labels with another one."""
+
+    def __init__(self, dataset):
+        self.dataset = dataset
+        self.vocabulary = dataset.vocabulary
+
+    def __len__(self):
+        return len(self.dataset)
+
+    def __getitem__(self, index):
+        example = self.dataset[index]
+        if index != 2:
+            return example
+        (first, *others) = example.target.segments
+        target = replace(example.target, segments=(replace(first, label_id=1 - first.label_id), *others))
+        return replace(example, target=target)
+
+    def label_ids(self, index):
+        return frozenset(segment.label_id for segment in self[index].target.segments)
+
+
+def test_stored_queries_are_used_again_only_if_all_that_made_them_is_the_same(dataset, tmp_path):
+    assert count_extractions(dataset, tmp_path) == 4
+    assert count_extractions(dataset, tmp_path) == 0
+    # As many pictures, and the first of them the same.
+    few = TransitionOptions(noise_dim=4, hidden_dim=16, query_images=4)
+    assert count_extractions(dataset, tmp_path, unseen="ignore_pixels", options=few) == 4
+    assert count_extractions(dataset, tmp_path, options=few) == 4
+    assert count_extractions(OtherLabels(dataset), tmp_path) == 4
+    assert count_extractions(dataset, tmp_path) == 4
+    assert count_extractions(dataset, tmp_path, image_std=[0.3] * 3) == 4
+    assert count_extractions(dataset, tmp_path, logit_scale=7.0) == 4
+    assert count_extractions(dataset, tmp_path, logit_scale=7.0) == 0
 
 
 def test_stages_that_lack_something_are_refused_before_anything_is_deleted(dataset, teacher, tmp_path):
     notes = tmp_path / "union" / "checkpoint-000001"
     notes.mkdir(parents=True)
     for names, options, message in (
+        ((), {}, "give one of the stages .* or more, got"),
+        (("distil",), {}, r"give one of the stages .*, got \['distil'\]"),
         (("alignment",), {}, "needs a teacher"),
         (("union",), {}, "needs a query generator"),
         (("generator", "union"), {"setting": "inductive"}, 'the setting "transductive"'),

@@ -7,15 +7,18 @@ from typing import Annotated
 
 import typer
 
-from zsseg.cli.checkpoint_loading import check_checkpoint_folder, check_family, quieten_transformers
+from zsseg.cli.checkpoint_loading import check_family, find_checkpoint, quieten_transformers
 from zsseg.cli.labels import LABELS_SYNTAX, parse_labels
 from zsseg.cli.messages import TracebackOption, UsageError, errors_in_one_line
+from zsseg.cli.options import OverwriteOption
 from zsseg.cli.output_folder import check_output_folder
 from zsseg.cli.text_layout import format_percent
 
 REPORT_FILE = "adaptation.json"
 
-CheckpointArgument = Annotated[str, typer.Argument(metavar="CHECKPOINT", help="A folder or Hub id.")]
+CheckpointArgument = Annotated[
+    str, typer.Argument(metavar="CHECKPOINT", help="A folder, Hub id or packaged checkpoint.")
+]
 LabelsOption = Annotated[
     str,
     typer.Option("--labels", "-l", metavar="LABELS", help=f"New things. {LABELS_SYNTAX}", show_default=False),
@@ -37,6 +40,7 @@ def adapt(
     stuff: StuffOption = "",
     steps: StepsOption = 1000,
     seed: SeedOption = 0,
+    overwrite: OverwriteOption = False,
     traceback: TracebackOption = False,
 ) -> None:
     """Teach a checkpoint new labels by their names alone, without an image.
@@ -45,29 +49,32 @@ def adapt(
     the text space learns them beside the labels that the checkpoint knows.
     Everything else stays as it is. CHECKPOINT itself is not changed.
 
-    Example: zsseg adapt runs/mine/checkpoint --labels "zebra, giraffe"
+    Examples: zsseg adapt runs/mine/checkpoint --labels "zebra, giraffe"
     --stuff "savanna" --output runs/mine/with-savanna
+
+    zsseg adapt concat-patchwork-inductive --labels "striped star, dotted ring"
+    --stuff "red weave" --output adapted
     """
     with errors_in_one_line(show_traceback=traceback):
         things, stuff_labels = parse_labels(labels), parse_labels(stuff)
         if not things and not stuff_labels:
             raise UsageError('name what is new: --labels "zebra, giraffe", --stuff "savanna", or both')
-        check_output_folder(output, overwrite=False)
-        check_checkpoint_folder(checkpoint)
+        check_output_folder(output, overwrite=overwrite)
+        start = find_checkpoint(checkpoint)
         from transformers import AutoModel, AutoProcessor
 
         from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
         from zsseg.publishing.folder_replacement import replacing_folder
 
         quieten_transformers()
-        check_family(checkpoint)
-        model = AutoModel.from_pretrained(checkpoint)
+        check_family(start)
+        model = AutoModel.from_pretrained(start)
         if not isinstance(model, ConcatForPanopticSegmentation):
             raise ValueError(
                 f"{checkpoint} is a {type(model).__name__}, which has no query generator: only checkpoints "
                 "of CONCAT adapt by names"
             )
-        processor = AutoProcessor.from_pretrained(checkpoint)
+        processor = AutoProcessor.from_pretrained(start)
         result = model.adapt(
             processor, [*things, *stuff_labels], stuff_labels=stuff_labels, steps=steps, seed=seed
         )

@@ -74,7 +74,7 @@ ModelOption = Annotated[
         "-m",
         metavar="NAME",
         # Required, but a benchmark behind this command's name brings its own.
-        help="Folder of a checkpoint, or its name on the Hub.",
+        help="Folder of a checkpoint, its name on the Hub, or that of a packaged one.",
         show_default=False,
         rich_help_panel=CHECKPOINT_PANEL,
     ),

@@ -6,8 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from zsseg.checkpoints import packaged
-from zsseg.cli.checkpoint_loading import check_checkpoint_folder, quieten_transformers
+from zsseg.cli.checkpoint_loading import find_checkpoint, quieten_transformers
 from zsseg.cli.messages import TracebackOption, errors_in_one_line
 from zsseg.cli.options import (
     CHECKPOINT_PANEL,
@@ -91,8 +90,7 @@ def evaluate_patchwork_clip(
     with errors_in_one_line(show_traceback=traceback):
         if output is not None:
             check_output_folder(output, overwrite=overwrite)
-        folder = packaged("patchwork-clip") if model is None else model
-        check_checkpoint_folder(str(folder))
+        folder = Path(find_checkpoint("patchwork-clip" if model is None else str(model)))
         from zsseg.data.patchwork.dataset import HELD_OUT_SEED, PatchworkDataset
 
         dataset = PatchworkDataset(preset, seed=HELD_OUT_SEED, num_scenes=scenes, split=split)

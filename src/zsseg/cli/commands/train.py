@@ -1,10 +1,11 @@
 """``zsseg train``: train a family's model on a data set with ground truth, or by a recipe."""
 
 from collections.abc import Collection
+from pathlib import Path
 
 import typer
 
-from zsseg.cli.checkpoint_loading import check_checkpoint_folder
+from zsseg.cli.checkpoint_loading import find_checkpoint
 from zsseg.cli.messages import EXIT_FAILURE, TracebackOption, UsageError, errors_in_one_line, log_shown
 from zsseg.cli.options import LabelNames, LabelNamesOption, UnseenOption
 from zsseg.cli.training_options import (
@@ -25,9 +26,9 @@ from zsseg.cli.training_options import (
     MixedPrecisionOption,
     ModelOption,
     NumWorkersOption,
-    OutputOption,
     OverwriteOption,
     RecipeOption,
+    RecipeOutputOption,
     ResumeOption,
     SaveEveryOption,
     SeedOption,
@@ -63,7 +64,7 @@ def train_a_family() -> None:
 @train.command()
 def concat(
     context: typer.Context,
-    output: OutputOption,
+    output: RecipeOutputOption = None,
     recipe: RecipeOption = None,
     data: DataOption = None,
     images: ImagesOption = None,
@@ -104,7 +105,7 @@ def concat(
     `zsseg adapt` and `transformers.pipeline` load it. Ctrl-C saves a
     checkpoint and stops; --resume goes on from it.
 
-    Example: zsseg train concat --recipe patchwork --output runs/patchwork
+    Example: zsseg train concat --recipe patchwork
 
     Example: zsseg train concat --data camvid/train --val camvid/val --model
     START --steps 900 --batch-size 8 --size 288 384 --output runs/camvid
@@ -131,11 +132,11 @@ def concat(
                 context, RECIPE_OPTIONS, "--recipe brings data, start weights and arguments along"
             )
             if clip is not None:
-                check_checkpoint_folder(clip)
+                clip = find_checkpoint(clip)
             from zsseg.cli.patchwork_training_run import train_concat_on_patchwork
 
             is_complete = train_concat_on_patchwork(
-                output,
+                Path("runs", recipe.value) if output is None else output,
                 last_stage=stage.value,
                 clip=clip,
                 split="A" if split is None else split,
@@ -149,13 +150,16 @@ def concat(
         else:
             if data is None:
                 raise UsageError("name what to train on: --data PATH, or --recipe patchwork")
+            if output is None:
+                raise UsageError("name the folder of the run: --output FOLDER")
             if (model is None) == (mask2former is None) or (mask2former is None) != (clip is None):
                 raise UsageError("name the start weights: either --model, or --mask2former with --clip")
             if val is None and (val_images is not None or evaluate_every is not None):
                 raise UsageError("--val-images and --evaluate-every need --val, the data to evaluate on")
-            for checkpoint in (model, mask2former, clip, teacher):
-                if checkpoint is not None and not checkpoint.startswith("open_clip:"):
-                    check_checkpoint_folder(checkpoint)
+            model, mask2former, clip, teacher = (
+                name if name is None or name.startswith("open_clip:") else find_checkpoint(name)
+                for name in (model, mask2former, clip, teacher)
+            )
             from zsseg.cli.ground_truth import LabelSetup, open_dataset
             from zsseg.cli.stage_arguments import check_stage_folders
             from zsseg.cli.training_run import TrainingRun, build_concat_arguments, choose_stages

@@ -234,7 +234,7 @@ def adapt_to_labels(
     vocabulary = _extend_vocabulary(model, processor, candidate_labels, stuff_labels)
     new_label_ids = torch.arange(len(model.config.known_labels), len(vocabulary), device=model.device)
     text_inputs = encode_vocabulary(model, processor, vocabulary)
-    with _training_only(model, UNION_PREFIXES) as trained:
+    with _adapting(model) as trained:
         before = _measure(model, new_label_ids, text_inputs, seed)
         bar = tqdm(
             total=steps, desc="adaptation", unit="step", leave=False, disable=None if progress else True
@@ -256,21 +256,38 @@ def adapt_to_labels(
 
 
 @contextmanager
-def _training_only(model: Any, prefixes: tuple[str, ...]) -> Iterator[dict[str, nn.Parameter]]:
-    """Let gradients flow to the parameters whose names begin so, and put everything back afterwards."""
-    was_training = model.training
+def _adapting(model: Any) -> Iterator[dict[str, nn.Parameter]]:
+    """Let gradients flow to what union fine-tuning trains, in float32, and put everything back afterwards.
+
+    If the block ends with an exception, a keyboard interrupt included, the weights are what they were.
+    """
+    was_training, dtype = model.training, model.no_object_embedding.dtype
     took_gradients = {name: parameter.requires_grad for name, parameter in model.named_parameters()}
     model.eval().requires_grad_(False)
-    trained = {name: value for name, value in model.named_parameters() if name.startswith(prefixes)}
+    _cast(model, torch.float32)
+    trained = {name: value for name, value in model.named_parameters() if name.startswith(UNION_PREFIXES)}
+    before = {name: parameter.detach().clone() for name, parameter in trained.items()}
     for parameter in trained.values():
         parameter.requires_grad_(True)
     try:
         yield trained
+    except BaseException:
+        for name, parameter in trained.items():
+            parameter.data.copy_(before[name])
+        raise
     finally:
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(took_gradients[name])
             parameter.grad = None
+        _cast(model, dtype)
         model.train(was_training)
+
+
+def _cast(model: Any, dtype: torch.dtype) -> None:
+    """The parts that adaptation computes with, in place: half precision is too coarse for its small steps."""
+    for part in (model.semantic_projector, model.generator, model.memory):
+        part.to(dtype)
+    model.no_object_embedding.data = model.no_object_embedding.data.to(dtype)
 
 
 def _fine_tune(
@@ -343,8 +360,9 @@ def _extend_vocabulary(
     if model.generator is None or model.memory is None or not model.config.known_labels:
         missing = "query generator" if model.generator is None else "stored queries of known labels"
         raise ValueError(
-            f"this checkpoint cannot adapt to new labels: it holds no {missing}. Train them with the stages "
-            '"generator" and "union" of `zsseg train concat`, or use a checkpoint that has them'
+            f"this checkpoint cannot adapt to new labels: it holds no {missing}. Run the stage "
+            '"generator" of `zsseg train concat`, which makes both (unless memory_size is 0), or use a '
+            "checkpoint that has them"
         )
     new = Vocabulary.from_labels(candidate_labels, stuff_labels=stuff_labels)
     known = Vocabulary.from_labels(model.config.known_labels, stuff_labels=model.config.known_stuff_labels)

@@ -355,7 +355,8 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
 
         The generator makes pseudo queries of the new labels; the semantic projector and the no-object
         embedding learn them together with the stored real queries of the known labels. Every other weight
-        stays as it is, to the last bit. Save the model to keep the result.
+        stays as it is, to the last bit. Save the model to keep the result. An adaptation that is interrupted
+        changes nothing. Half-precision weights are adapted in float32 and rounded at the end.
 
         Args:
             processor: of the same checkpoint.

@@ -31,7 +31,6 @@ from zsseg.vocabulary import Vocabulary
 
 UnseenPolicy = Literal["drop_images", "ignore_pixels"]
 
-CONCAT_STAGES = (WarmupStage.name, SegmentorStage.name)
 """The stages of the recipe, on a pretrained backbone; training from scratch begins with "backbone"."""
 
 

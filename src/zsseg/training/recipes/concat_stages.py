@@ -1,6 +1,7 @@
 """All stages of CONCAT (arXiv:2402.13697) on pictures with ground truth, one after the other."""
 
-from collections.abc import Mapping
+import hashlib
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal, TextIO
@@ -16,15 +17,22 @@ from zsseg.models.concat.adaptation_concat import UnionOptions
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.processing_concat import ConcatProcessor
 from zsseg.training.arguments import TrainerArguments
+from zsseg.training.checkpointing import CheckpointError, find_checkpoints, read_setup
 from zsseg.training.processes import get_process_state
 from zsseg.training.recipe_parts import are_complete, choose_start, prepare_stages
 from zsseg.training.recipes.concat import UnseenPolicy, build_concat_transform, train_concat
-from zsseg.training.recipes.concat_segmentor import AlignmentOptions, AlignmentStage
+from zsseg.training.recipes.concat_segmentor import (
+    AlignmentOptions,
+    AlignmentStage,
+    BackboneStage,
+    SegmentorStage,
+    WarmupStage,
+)
 from zsseg.training.recipes.concat_transition import (
     TRANSITION_STAGES,
-    GeneratorStage,
     TransitionOptions,
     UnionStage,
+    check_generator,
     check_query_batches,
     train_concat_transition,
 )
@@ -32,6 +40,15 @@ from zsseg.training.trainer import Evaluate, TrainingResult
 
 Setting = Literal["inductive", "transductive"]
 """Whether training knows the names of the unseen labels ("transductive"); it never knows their pictures."""
+
+STAGES = (
+    BackboneStage.name,
+    WarmupStage.name,
+    SegmentorStage.name,
+    AlignmentStage.name,
+    *TRANSITION_STAGES,
+)
+"""In order; alignment goes on from a segmentor or stands in for it."""
 
 TOKEN_FOLDER = "clip-tokens"
 QUERY_FOLDER = "queries"
@@ -65,7 +82,8 @@ def train_concat_stages(
         processor: of the same checkpoint.
         dataset: pictures with ground truth; its vocabulary says which labels are seen.
         stages: arguments by stage name.
-        store_folder: gets the teacher's tokens and the segmentor's queries.
+        store_folder: gets the teacher's tokens and the segmentor's queries. With ``overwrite``, runs of later
+            stages in folders of their names there are deleted: they went on from what is trained anew.
         size: (height, width) in pixels of a training crop, and of the pictures whose queries are extracted.
         min_scale: smallest factor of the scale jitter.
         max_scale: largest factor.
@@ -95,16 +113,24 @@ def train_concat_stages(
     _check_stages(model, stages, teacher, is_transductive=is_transductive)
     seen_pictures = _hide_unseen(dataset, unseen)
     check_query_batches(stages, options, len(seen_pictures))
-    prepare_stages(stages.values(), resume=resume, overwrite=overwrite)
+    later = STAGES[1 + max(STAGES.index(name) for name in stages) :]
+    prepare_stages(
+        stages.values(),
+        later_folders=[store_folder / name for name in later],
+        resume=resume,
+        overwrite=overwrite,
+    )
     segmentor_stages = {name: stages[name] for name in stages if name not in TRANSITION_STAGES}
     transition_stages = {name: stages[name] for name in stages if name in TRANSITION_STAGES}
     model.to(get_process_state().device)
     results: dict[str, TrainingResult] = {}
     if segmentor_stages:
-        pictures = seen_pictures
-        if teacher is not None:
+        pictures, teacher_setup = seen_pictures, {}
+        if teacher is not None and AlignmentStage.name in segmentor_stages:
+            if resume:
+                check_same_teacher(segmentor_stages.values(), teacher)
             tokens = build_token_store(seen_pictures, teacher, store_folder / TOKEN_FOLDER)
-            pictures = ClipTokenDataset(seen_pictures, tokens)
+            pictures, teacher_setup = ClipTokenDataset(seen_pictures, tokens), describe_teacher(teacher)
         results |= train_concat(
             model,
             processor,
@@ -113,13 +139,13 @@ def train_concat_stages(
             transform=build_concat_transform(size, min_scale=min_scale, max_scale=max_scale),
             unseen=unseen,
             alignment=alignment,
-            data_setup={} if teacher is None else {"teacher": teacher.weights_hash},
+            data_setup=teacher_setup,
             evaluate=evaluate,
             stream=stream,
             **choose_start(segmentor_stages.values(), resume=resume, overwrite=overwrite),
         )
     if transition_stages and are_complete(results):
-        query_pictures, query_setup = fit_query_pictures(seen_pictures, size)
+        query_pictures, query_setup = fit_query_pictures(seen_pictures, size, options.query_images)
         results |= train_concat_transition(
             model,
             processor,
@@ -127,7 +153,7 @@ def train_concat_stages(
             stages=transition_stages,
             store_folder=store_folder / QUERY_FOLDER,
             unseen=vocabulary.select(vocabulary.unseen_label_ids) if is_transductive else None,
-            data_setup=query_setup,
+            data_setup={**query_setup, "unseen": unseen},
             options=_fit_memory(options, model, seen_pictures),
             union_options=union_options,
             evaluate=evaluate,
@@ -135,6 +161,35 @@ def train_concat_stages(
             **choose_start(transition_stages.values(), resume=resume, overwrite=overwrite),
         )
     return results
+
+
+def describe_teacher(teacher: VisionLanguageTeacher) -> dict[str, str]:
+    """What the setup of an alignment run says of its teacher."""
+    return {"teacher": teacher.weights_hash}
+
+
+def check_same_teacher(stages: Iterable[TrainerArguments], teacher: VisionLanguageTeacher) -> None:
+    """Refuse to resume with another teacher, before the tokens of the run's own one are replaced.
+
+    Args:
+        stages: those that learn from tokens; the ones without a checkpoint are passed over.
+        teacher: of this call.
+
+    Raises:
+        CheckpointError: if a stage began with another teacher.
+    """
+    for arguments in stages:
+        checkpoints = find_checkpoints(arguments.output_dir)
+        if not checkpoints:
+            continue
+        checkpoint = checkpoints[max(checkpoints)]
+        setup = read_setup(checkpoint)
+        if differing := [key for key, value in describe_teacher(teacher).items() if setup.get(key) != value]:
+            raise CheckpointError(
+                f"{checkpoint} comes from another setup, so resuming would not continue that run: another "
+                f"{differing[0]} (a CLIP with other weights, or used otherwise). Resume with the same one, "
+                "whose tokens are still there, or start a new run in another folder"
+            )
 
 
 def build_token_store(dataset: PanopticDataset, teacher: VisionLanguageTeacher, folder: Path) -> TensorStore:
@@ -163,19 +218,25 @@ def build_token_store(dataset: PanopticDataset, teacher: VisionLanguageTeacher, 
 
 
 def fit_query_pictures(
-    dataset: PanopticDataset, size: tuple[int, int]
+    dataset: PanopticDataset, size: tuple[int, int], num_pictures: int
 ) -> tuple[TransformedDataset, dict[str, str]]:
     """The pictures that queries are extracted from: all of one size, without jitter, as they have no epochs.
 
     Args:
         dataset: what may be learnt from.
         size: (height, width) in pixels that each picture is scaled to fit into.
+        num_pictures: how many of them will be used at most.
 
     Returns:
         The pictures, and what tells them from others, by name.
     """
     transform = LargeScaleJitter(size, min_scale=1.0, max_scale=1.0)
-    identity = {"transform": repr(transform), "first example": compute_example_digest(dataset[0]).hex()[:16]}
+    labels = [sorted(dataset.label_ids(index)) for index in range(min(num_pictures, len(dataset)))]
+    identity = {
+        "transform": repr(transform),
+        "first example": compute_example_digest(dataset[0]).hex()[:16],
+        "labels of each": hashlib.sha256(repr(labels).encode()).hexdigest()[:16],
+    }
     return TransformedDataset(dataset, transform, seed=0), identity
 
 
@@ -186,6 +247,8 @@ def _check_stages(
     *,
     is_transductive: bool,
 ) -> None:
+    if not stages or stages.keys() - set(STAGES):
+        raise ValueError(f"give one of the stages {list(STAGES)} or more, got {list(stages)}")
     if AlignmentStage.name in stages and teacher is None:
         raise ValueError('the stage "alignment" needs a teacher, the CLIP whose text space the model uses')
     if teacher is not None and teacher.embed_dim != model.config.projection_dim:
@@ -193,17 +256,12 @@ def _check_stages(
             f"the teacher's tokens have {teacher.embed_dim} numbers, but the model's text embeddings have "
             f"{model.config.projection_dim}: the teacher must be the CLIP whose text tower gave them"
         )
-    if UnionStage.name in stages:
-        if GeneratorStage.name not in stages and model.generator is None:
-            raise ValueError(
-                'the stage "union" needs a query generator, but the checkpoint holds none: run the stage '
-                '"generator" first, or start from a checkpoint that has one'
-            )
-        if not is_transductive:
-            raise ValueError(
-                'the stage "union" learns unseen labels by their names: it needs data with unseen labels, '
-                'and the setting "transductive"'
-            )
+    check_generator(model, stages)
+    if UnionStage.name in stages and not is_transductive:
+        raise ValueError(
+            'the stage "union" learns unseen labels by their names: it needs data with unseen labels, '
+            'and the setting "transductive"'
+        )
 
 
 def _hide_unseen(dataset: PanopticDataset, policy: UnseenPolicy) -> PanopticDataset:

@@ -5,7 +5,7 @@ queries like those that contain segments of that label. Asked for labels that no
 pseudo queries on which the semantic projector learns them. Both stages run on stored queries, no pictures.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal, TextIO
@@ -67,7 +67,7 @@ class TransitionOptions:
         memory_size: queries that the checkpoint keeps to adapt without pictures; 0 keeps none.
 
     Raises:
-        ValueError: if a weight is negative, all weights are 0, the type is unknown or a number too small.
+        ValueError: if a weight is negative, no loss is left, the type is unknown or a number too small.
     """
 
     generator_type: str = "mlp"
@@ -87,12 +87,20 @@ class TransitionOptions:
     def __post_init__(self) -> None:
         names = ("moment_weight", "contrast_weight", "cycle_weight", "unseen_cycle_weight", "own_weight")
         weights = {name: getattr(self, name) for name in names}
-        if any(not weight >= 0 for weight in weights.values()) or not any(weights.values()):
-            raise ValueError(f"weights must be 0 or more, and one of them more, got {weights}")
+        if any(not weight >= 0 for weight in weights.values()):
+            raise ValueError(f"weights must be 0 or more, got {weights}")
         if self.moments not in ("per_label", "pooled"):
             raise ValueError(f'moments must be "per_label" or "pooled", got {self.moments!r}')
         if self.generator_type not in GENERATOR_KINDS:
             raise ValueError(f"generator_type must be one of {GENERATOR_KINDS}, got {self.generator_type!r}")
+        # "mlp" brings no loss along, and without unseen names there is no unseen cycle.
+        always = {"moment_weight", "contrast_weight", "cycle_weight"}
+        if self.generator_type != "mlp":
+            always.add("own_weight")
+        if not any(weights[name] for name in always):
+            raise ValueError(
+                f"{self.generator_type!r} learns from nothing: one of {sorted(always)} must not be 0"
+            )
         for name, smallest in (
             *((name, 1) for name in ("noise_dim", "hidden_dim", "query_images", "query_batch_size")),
             *(("queries_per_label", 1), ("memory_size", 0)),
@@ -135,6 +143,11 @@ class GeneratorStage(Stage):
         is_matched = batch["label_ids"] >= 0
         real, unmatched = batch["queries"][is_matched], batch["queries"][batch["label_ids"] == NO_OBJECT]
         label_ids = batch["label_ids"][is_matched]
+        if not len(label_ids):
+            raise ValueError(
+                f"{len(batch['queries'])} pictures have no query that is matched with a segment: raise the "
+                "generator's batch_size, or draw label by label (queries_per_label)"
+            )
         all_label_ids = torch.arange(len(context.vocabulary), device=label_ids.device)
         # (K, D), one text of each label
         texts = draw_text_embeds(context.text_embeds, context.text_label_ids, all_label_ids)
@@ -277,7 +290,8 @@ def train_concat_transition(
 
     Raises:
         ValueError: if a stage is unknown, "union" is asked for without unseen names, an unseen label is seen
-            in the data, or as for :func:`check_query_batches` and :func:`~zsseg.training.recipe.run_recipe`.
+            in the data, or as for :func:`check_generator`, :func:`check_query_batches` and
+            :func:`~zsseg.training.recipe.run_recipe`.
     """
     options = TransitionOptions() if options is None else options
     if unknown := sorted(stages.keys() - set(TRANSITION_STAGES)):
@@ -287,6 +301,7 @@ def train_concat_transition(
             'the stage "union" learns unseen labels by their names (transductive): pass unseen, or leave the '
             "stage out and call adapt once the names are known (inductive)"
         )
+    check_generator(model, stages)
     check_query_batches(stages, options, len(dataset))
     store = build_transition_store(
         model, processor, dataset, store_folder, data_setup=data_setup, options=options
@@ -328,6 +343,19 @@ def train_concat_transition(
         overwrite=overwrite,
         stream=stream,
     )
+
+
+def check_generator(model: ConcatForPanopticSegmentation, stages: Iterable[str]) -> None:
+    """Find out before any stage begins whether union fine-tuning will have pseudo queries.
+
+    Raises:
+        ValueError: if it runs, and the generator is neither in the model nor trained before it.
+    """
+    if UnionStage.name in stages and GeneratorStage.name not in stages and model.generator is None:
+        raise ValueError(
+            'the stage "union" needs a query generator, but the checkpoint holds none: run the stage '
+            '"generator" first, or start from a checkpoint that has one'
+        )
 
 
 def check_query_batches(

@@ -15,7 +15,12 @@ from zsseg.models.concat.processing_concat import ConcatProcessor
 from zsseg.training.arguments import MixedPrecision, TrainerArguments
 from zsseg.training.recipes.concat import train_concat
 from zsseg.training.recipes.concat_segmentor import AlignmentOptions, AlignmentStage
-from zsseg.training.recipes.concat_stages import Setting, build_token_store
+from zsseg.training.recipes.concat_stages import (
+    Setting,
+    build_token_store,
+    check_same_teacher,
+    describe_teacher,
+)
 from zsseg.training.recipes.concat_transition import (
     TRANSITION_STAGES,
     GeneratorStage,
@@ -128,6 +133,8 @@ def train_patchwork_alignment(
     """
     scenes = build_training_scenes(arguments.steps * arguments.batch_size, split)
     teacher = load_vision_language_teacher(str(clip))
+    if resume:
+        check_same_teacher([arguments], teacher)
     results = train_concat(
         model,
         processor,
@@ -136,7 +143,7 @@ def train_patchwork_alignment(
         transform=Compose(()),
         unseen="drop_images",
         alignment=alignment,
-        data_setup={"teacher": teacher.weights_hash},
+        data_setup=describe_teacher(teacher),
         resume=resume,
         overwrite=overwrite,
         stream=stream,
