@@ -1,12 +1,13 @@
 """What queries that hold a segment are called, checkpoint by checkpoint: why a stage helps or does not.
 
     python benchmarks/query_naming.py runs/ablation/*/checkpoint --output naming.csv
+    python benchmarks/query_naming.py runs/camvid/checkpoint --maps DATA/camvid/val
 
-Each segment of held-out scenes gets the query whose mask overlaps it most, whatever that query is called. The
-mean of these overlaps is what masks alone allow. Of those over one half, which panoptic quality could count,
-the table says how often the model names them by the segment's label, by another seen or unseen label, or not
-at all, and how far the cosine with the right text lies above the best wrong one. The last lines are the
-teacher: the CLIP that token alignment learns from, on masked crops of the same segments.
+Each segment of held-out scenes, or of semantic maps, gets the query whose mask overlaps it most, whatever it
+is called. The mean of these overlaps is what masks alone allow. Of those over one half, which panoptic quality
+could count, the table says how often the model names them by the segment's label, by another seen or unseen
+label, or not at all, and how far the cosine with the right text lies above the best wrong one. On scenes the
+last lines are the teacher: the CLIP that token alignment learns from, on masked crops of the same segments.
 """
 
 import argparse
@@ -22,9 +23,10 @@ from torch import Tensor
 
 from zsseg import ConcatForPanopticSegmentation, ConcatProcessor
 from zsseg.checkpoints import packaged
-from zsseg.data.examples import PanopticExample
+from zsseg.data.examples import PanopticDataset, PanopticExample
 from zsseg.data.patchwork.dataset import HELD_OUT_SEED, PatchworkDataset
 from zsseg.data.segment_crops import crop_segment
+from zsseg.data.semantic_maps import SemanticMapDataset
 from zsseg.layers.vision_language import VisionLanguageTeacher, load_vision_language_teacher
 from zsseg.models.inference import encode_vocabulary
 from zsseg.training.recipes.patchwork_concat import build_patchwork_concat
@@ -76,7 +78,7 @@ def order_texts(texts: dict[str, Tensor]) -> Tensor:
     return F.normalize(texts["text_embeds"][torch.argsort(texts["text_label_ids"])], dim=1)
 
 
-def tally_checkpoint(folder: Path, scenes: PatchworkDataset) -> Tally:
+def tally_checkpoint(folder: Path, scenes: PanopticDataset) -> Tally:
     model = ConcatForPanopticSegmentation.from_pretrained(folder).eval()
     processor = ConcatProcessor.from_pretrained(folder)
     texts = encode_vocabulary(model, processor, scenes.vocabulary)
@@ -89,7 +91,14 @@ def tally_checkpoint(folder: Path, scenes: PatchworkDataset) -> Tally:
             embeds = F.normalize(model.semantic_projector(outputs.query_embeds[0]), dim=1)
             cosines = embeds @ text_embeds.T
             no_object = embeds @ F.normalize(model.no_object_embedding, dim=0)
-        overlaps, label_ids = measure_overlaps(outputs.masks_queries_logits[0], example)
+        rows, columns = (
+            round(float(fraction) * side)
+            for fraction, side in zip(
+                outputs.valid_fractions[0], outputs.masks_queries_logits.shape[-2:], strict=True
+            )
+        )
+        mask_logits = outputs.masks_queries_logits[0, :, :rows, :columns]
+        overlaps, label_ids = measure_overlaps(mask_logits, example)
         for overlap, label_id in zip(overlaps, label_ids, strict=True):
             best = int(overlap.argmax())
             tally.add(cosines[best], float(no_object[best]), label_id, float(overlap[best]))
@@ -136,10 +145,15 @@ def main() -> None:
     parser.add_argument("checkpoints", type=Path, nargs="+")
     parser.add_argument("--clip", type=Path, default=packaged("patchwork-clip"))
     parser.add_argument("--split", default="A")
+    parser.add_argument("--maps", type=Path, help="folder of images/, labels/ and classes.json instead")
     parser.add_argument("--scenes", type=int, default=200)
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
-    scenes = PatchworkDataset(seed=HELD_OUT_SEED, num_scenes=arguments.scenes, split=arguments.split)
+    scenes: PanopticDataset = PatchworkDataset(
+        seed=HELD_OUT_SEED, num_scenes=arguments.scenes, split=arguments.split
+    )
+    if arguments.maps is not None:
+        scenes = SemanticMapDataset(arguments.maps)
     rows = []
 
     def report(name: str, tally: Tally) -> None:
@@ -150,8 +164,10 @@ def main() -> None:
     print("  ".join(cell.rjust(10) for cell in ("checkpoint", "labels", *MEASURES)))
     for folder in arguments.checkpoints:
         report(folder.parent.name, tally_checkpoint(folder, scenes))
-    texts = encode_vocabulary(*build_patchwork_concat(arguments.clip), scenes.vocabulary)
-    report("teacher", tally_teacher(load_vision_language_teacher(arguments.clip), order_texts(texts), scenes))
+    if arguments.maps is None:
+        texts = encode_vocabulary(*build_patchwork_concat(arguments.clip), scenes.vocabulary)
+        teacher = load_vision_language_teacher(arguments.clip)
+        report("teacher", tally_teacher(teacher, order_texts(texts), scenes))
     if arguments.output is not None:
         with arguments.output.open("w", newline="") as file:
             csv.writer(file).writerows([["checkpoint", "labels", *MEASURES], *rows])
