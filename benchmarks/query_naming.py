@@ -4,10 +4,10 @@
     python benchmarks/query_naming.py runs/camvid/checkpoint --maps DATA/camvid/val
 
 Each segment of held-out scenes, or of semantic maps, gets the query whose mask overlaps it most, whatever it
-is called. The mean of these overlaps is what masks alone allow. Of those over one half, which panoptic quality
-could count, the table says how often the model names them by the segment's label, by another seen or unseen
-label, or not at all, and how far the cosine with the right text lies above the best wrong one. On scenes the
-last lines are the teacher: the CLIP that token alignment learns from, on masked crops of the same segments.
+is called. The mean of these overlaps is what masks alone allow. Of those over one half, which PQ could count,
+the table says how often the model names them by the segment's label, by another seen or unseen label, or not
+at all, and how far the cosine with the right text lies above the best wrong one. On scenes the last lines are
+the teacher: the CLIP that token alignment learns from, on masked crops of the same segments.
 """
 
 import argparse
