@@ -20,7 +20,6 @@ from concat_ablation import CYCLE, GMM, QC, slug, stop_if_interrupted
 
 from zsseg import ConcatForPanopticSegmentation, ConcatProcessor
 from zsseg.data.semantic_maps import SemanticMapDataset
-from zsseg.publishing.marked_sections import replace_marked_section
 from zsseg.training.evaluation import build_metric, evaluate_model
 from zsseg.training.recipes.concat_stages import train_concat_stages
 from zsseg.training.recipes.concat_transition import TransitionOptions
@@ -89,7 +88,6 @@ def main() -> None:
     parser.add_argument("--generator-steps", type=int, default=2000)
     parser.add_argument("--union-steps", type=int, default=1000)
     parser.add_argument("--csv", type=Path, help="write every figure of every seed here")
-    parser.add_argument("--write", type=Path, nargs="+", default=[], metavar="DOCUMENT")
     arguments = parser.parse_args()
     if arguments.data is None or not (Path(arguments.data) / "camvid").is_dir():
         sys.exit("skipped: no CamVid photographs; pass their folder as --data or in ZSSEG_REAL_DATA")
@@ -107,10 +105,7 @@ def main() -> None:
     figures = [*FIGURES, *unseen]
     if arguments.csv is not None:
         write_csv(results, list(ROWS), figures, arguments.csv)
-    table = build_table(results, list(ROWS), figures)
-    print(table)
-    for document in arguments.write:
-        replace_marked_section(document, "concat-camvid", table)
+    print(build_table(results, list(ROWS), figures))
 
 
 if __name__ == "__main__":
