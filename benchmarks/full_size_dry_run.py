@@ -268,7 +268,9 @@ def run_parts(report: Report, folder: Path, arguments: argparse.Namespace) -> No
 
     with measure_peaks() as peaks:
         start = time.perf_counter()
-        query_pictures, data_setup = fit_query_pictures(seen_pictures, picture_size, options.query_images)
+        query_pictures, data_setup = fit_query_pictures(
+            seen_pictures, picture_size, options.query_images, "drop_images"
+        )
         queries = build_transition_store(
             *(model, processor, query_pictures, folder / QUERY_FOLDER), data_setup=data_setup, options=options
         )

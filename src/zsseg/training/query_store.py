@@ -100,10 +100,15 @@ class LabelQueryDataset:
         """(M + U, d) queries and their (M + U,) label ids."""
         generator = np.random.default_rng([self.seed, self.epoch, index])
         label_id = self.label_ids[index % len(self.label_ids)]
-        counts = {label_id: self.queries_per_label, NO_OBJECT: self.unmatched}
-        rows = [generator.choice(self.rows_by_label[drawn], size=count) for drawn, count in counts.items()]
-        label_ids = np.repeat(list(counts), list(counts.values()))
-        return self.queries[torch.from_numpy(np.concatenate(rows))], torch.from_numpy(label_ids)
+        matched, unmatched = self.rows_by_label[label_id], self.rows_by_label[NO_OBJECT]
+        counts = (self.queries_per_label, self.unmatched)
+        # One call for all draws: a step takes less time than sixteen items with two calls each.
+        draws = generator.integers(np.repeat((len(matched), len(unmatched)), counts))
+        rows = np.concatenate(
+            [matched[draws[: self.queries_per_label]], unmatched[draws[self.queries_per_label :]]]
+        )
+        label_ids = np.repeat((label_id, NO_OBJECT), counts)
+        return self.queries[torch.from_numpy(rows)], torch.from_numpy(label_ids)
 
 
 def collate_queries(items: list[tuple[Tensor, Tensor]]) -> dict[str, Tensor]:

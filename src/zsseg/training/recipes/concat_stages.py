@@ -145,7 +145,7 @@ def train_concat_stages(
             **choose_start(segmentor_stages.values(), resume=resume, overwrite=overwrite),
         )
     if transition_stages and are_complete(results):
-        query_pictures, query_setup = fit_query_pictures(seen_pictures, size, options.query_images)
+        query_pictures, query_setup = fit_query_pictures(seen_pictures, size, options.query_images, unseen)
         results |= train_concat_transition(
             model,
             processor,
@@ -153,7 +153,7 @@ def train_concat_stages(
             stages=transition_stages,
             store_folder=store_folder / QUERY_FOLDER,
             unseen=vocabulary.select(vocabulary.unseen_label_ids) if is_transductive else None,
-            data_setup={**query_setup, "unseen": unseen},
+            data_setup=query_setup,
             options=_fit_memory(options, model, seen_pictures),
             union_options=union_options,
             evaluate=evaluate,
@@ -218,7 +218,7 @@ def build_token_store(dataset: PanopticDataset, teacher: VisionLanguageTeacher, 
 
 
 def fit_query_pictures(
-    dataset: PanopticDataset, size: tuple[int, int], num_pictures: int
+    dataset: PanopticDataset, size: tuple[int, int], num_pictures: int, unseen: UnseenPolicy
 ) -> tuple[TransformedDataset, dict[str, str]]:
     """The pictures that queries are extracted from: all of one size, without jitter, as they have no epochs.
 
@@ -226,6 +226,7 @@ def fit_query_pictures(
         dataset: what may be learnt from.
         size: (height, width) in pixels that each picture is scaled to fit into.
         num_pictures: how many of them will be used at most.
+        unseen: what became of unseen segments there.
 
     Returns:
         The pictures, and what tells them from others, by name.
@@ -235,6 +236,7 @@ def fit_query_pictures(
     identity = {
         "transform": repr(transform),
         "first example": compute_example_digest(dataset[0]).hex()[:16],
+        "unseen": unseen,
         "labels of each": hashlib.sha256(repr(labels).encode()).hexdigest()[:16],
     }
     return TransformedDataset(dataset, transform, seed=0), identity
