@@ -95,17 +95,25 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--rounds", type=int, default=5, help="the median of which is reported")
     parser.add_argument("--output", type=Path)
     arguments = parser.parse_args()
     rows = []
     for generator_type in ("mlp", "cvae", "primitives"):
-        with tempfile.TemporaryDirectory() as folder:
-            for stage, rate in measure(generator_type, Path(folder), arguments.steps).items():
-                rows.append([generator_type, stage, f"{rate:.0f}", torch.get_num_threads()])
-                print("  ".join(map(str, rows[-1])), flush=True)
+        rounds = []
+        for _ in range(arguments.rounds):
+            with tempfile.TemporaryDirectory() as folder:
+                rounds.append(measure(generator_type, Path(folder), arguments.steps))
+        for stage in rounds[0]:
+            rates = [f"{rates[stage]:.0f}" for rates in sorted(rounds, key=lambda rates: rates[stage])]
+            median = rates[len(rates) // 2]
+            rows.append([generator_type, stage, median, f"{rates[0]}-{rates[-1]}", torch.get_num_threads()])
+            print("  ".join(map(str, rows[-1])), flush=True)
     if arguments.output is not None:
         with arguments.output.open("w", newline="") as file:
-            csv.writer(file).writerows([["generator", "stage", "steps_per_second", "threads"], *rows])
+            csv.writer(file).writerows(
+                [["generator", "stage", "steps_per_second", "range", "threads"], *rows]
+            )
 
 
 if __name__ == "__main__":
