@@ -4,7 +4,7 @@ import torch
 from testing.tiny_models import build_clip_text_config, build_model, build_processor
 from testing.two_processes import run_in_two_processes
 from zsseg.data.patchwork.dataset import PatchworkDataset
-from zsseg.layers.weights_digest import compute_weights_digest
+from zsseg.layers.model_identity import compute_weights_digest
 from zsseg.losses.set_criterion import UNKNOWN_LABEL
 from zsseg.models.concat.query_memory import NO_OBJECT
 from zsseg.models.inference import encode_vocabulary

@@ -125,10 +125,9 @@ class SeenLabelsDataset:
     """
 
     def __init__(self, dataset: PanopticDataset) -> None:
-        self.dataset = dataset
+        self.dataset = UnseenIgnoredDataset(dataset)
         vocabulary = dataset.vocabulary
         self.vocabulary = vocabulary.select(vocabulary.seen_label_ids)
-        self._unseen = frozenset(vocabulary.unseen_label_ids)
         self._label_ids = {old: new for new, old in enumerate(vocabulary.seen_label_ids)}
 
     def __len__(self) -> int:
@@ -136,16 +135,15 @@ class SeenLabelsDataset:
 
     def __getitem__(self, index: int) -> PanopticExample:
         example = self.dataset[index]
-        target = _void_labels(example.target, self._unseen)
         segments = tuple(
-            replace(segment, label_id=self._label_ids[segment.label_id]) for segment in target.segments
+            replace(segment, label_id=self._label_ids[segment.label_id])
+            for segment in example.target.segments
         )
-        return replace(example, target=replace(target, segments=segments))
+        return replace(example, target=replace(example.target, segments=segments))
 
     def label_ids(self, index: int) -> frozenset[int]:
         """The seen label ids present in one target, as the vocabulary here counts them."""
-        found = self.dataset.label_ids(index) - self._unseen
-        return frozenset(self._label_ids[label_id] for label_id in found)
+        return frozenset(self._label_ids[label_id] for label_id in self.dataset.label_ids(index))
 
 
 def _require_unseen(vocabulary: Vocabulary) -> None:

@@ -25,7 +25,7 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from zsseg.layers.weights_digest import compute_weights_digest, describe_config
+from zsseg.layers.model_identity import compute_weights_digest, describe_config
 
 OPEN_CLIP_PREFIX = "open_clip:"
 OPEN_CLIP_SCHEMAS = ("hf-hub:", "local-dir:")

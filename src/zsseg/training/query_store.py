@@ -13,7 +13,7 @@ from torch import Tensor
 from zsseg.data.collate import PanopticCollator
 from zsseg.data.examples import PanopticDataset
 from zsseg.data.tensor_store import TensorStore, build_tensor_store
-from zsseg.layers.weights_digest import compute_weights_digest, describe_config
+from zsseg.layers.model_identity import compute_weights_digest, describe_config
 from zsseg.losses.set_criterion import UNKNOWN_LABEL
 from zsseg.models.concat.configuration_concat import ConcatConfig
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation

@@ -155,7 +155,7 @@ class Trainer:
         if checkpoint is not None:
             load_model_weights(checkpoint, self.model)
         prepare_trainable(self.model, self.stage, self.arguments)
-        # Walking through the modules for these takes longer than a step on stored queries.
+        # Walking through the modules for these at every step would slow those on stored queries noticeably.
         self.trainable = [parameter for parameter in self.model.parameters() if parameter.requires_grad]
         self.optimizer = build_optimizer(self.model, self.stage, self.arguments)
         self.module, self.prepared_optimizer = accelerator.prepare(

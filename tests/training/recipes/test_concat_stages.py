@@ -15,8 +15,8 @@ from zsseg import ConcatForPanopticSegmentation
 from zsseg.data.semantic_maps import SemanticMapDataset
 from zsseg.data.tensor_store import TensorStore
 from zsseg.data.transforms import LargeScaleJitter, Resize
+from zsseg.layers.model_identity import compute_weights_digest
 from zsseg.layers.vision_language import load_vision_language_teacher
-from zsseg.layers.weights_digest import compute_weights_digest
 from zsseg.training.arguments import TrainerArguments
 from zsseg.training.checkpointing import CheckpointError, find_checkpoints
 from zsseg.training.recipe_parts import are_complete
@@ -124,7 +124,7 @@ from testing.tiny_models import build_clip_text_config, build_model, build_proce
 from zsseg.data.semantic_maps import SemanticMapDataset
 from zsseg.layers.vision_language import load_vision_language_teacher
 from zsseg.training.arguments import TrainerArguments
-from zsseg.layers.weights_digest import compute_weights_digest
+from zsseg.layers.model_identity import compute_weights_digest
 from zsseg.training.recipe_parts import are_complete
 from zsseg.training.recipes.concat_stages import train_concat_stages
 from zsseg.training.recipes.concat_transition import TransitionOptions
@@ -225,7 +225,7 @@ def test_another_teacher_does_not_continue_the_run(dataset, teacher, tmp_path):
     other = load_vision_language_teacher(tmp_path / "other")
     tokens = {path: path.read_bytes() for path in (tmp_path / "clip-tokens").iterdir()}
     assert tokens
-    with pytest.raises(CheckpointError, match="another teacher"):
+    with pytest.raises(CheckpointError, match=r"teacher \w{64} then, \w{64} now"):
         train(dataset, tmp_path, ("alignment",), teacher=other, resume=True)
     assert {path: path.read_bytes() for path in (tmp_path / "clip-tokens").iterdir()} == tokens
     _, results = train(dataset, tmp_path, ("alignment",), teacher=teacher, resume=True)
@@ -235,6 +235,8 @@ def test_another_teacher_does_not_continue_the_run(dataset, teacher, tmp_path):
 def test_no_tokens_are_computed_for_stages_that_learn_from_none(dataset, teacher, tmp_path):
     train(dataset, tmp_path, ("warmup",), teacher=teacher)
     assert not (tmp_path / "clip-tokens").exists()
+    _, results = train(dataset, tmp_path, ("warmup", "alignment"), teacher=teacher, resume=True)
+    assert are_complete(results)
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_anew(dataset, tmp_path):

@@ -125,12 +125,12 @@ def train_concat_stages(
     model.to(get_process_state().device)
     results: dict[str, TrainingResult] = {}
     if segmentor_stages:
-        pictures, teacher_setup = seen_pictures, {}
+        pictures = seen_pictures
         if teacher is not None and AlignmentStage.name in segmentor_stages:
             if resume:
                 check_same_teacher(segmentor_stages.values(), teacher)
             tokens = build_token_store(seen_pictures, teacher, store_folder / TOKEN_FOLDER)
-            pictures, teacher_setup = ClipTokenDataset(seen_pictures, tokens), describe_teacher(teacher)
+            pictures = ClipTokenDataset(seen_pictures, tokens)
         results |= train_concat(
             model,
             processor,
@@ -139,7 +139,8 @@ def train_concat_stages(
             transform=build_concat_transform(size, min_scale=min_scale, max_scale=max_scale),
             unseen=unseen,
             alignment=alignment,
-            data_setup=teacher_setup,
+            # Also where only the warm-up runs now: a later call goes on with the alignment.
+            data_setup={} if teacher is None else describe_teacher(teacher),
             evaluate=evaluate,
             stream=stream,
             **choose_start(segmentor_stages.values(), resume=resume, overwrite=overwrite),
@@ -183,12 +184,13 @@ def check_same_teacher(stages: Iterable[TrainerArguments], teacher: VisionLangua
         if not checkpoints:
             continue
         checkpoint = checkpoints[max(checkpoints)]
-        setup = read_setup(checkpoint)
-        if differing := [key for key, value in describe_teacher(teacher).items() if setup.get(key) != value]:
+        begun_with = read_setup(checkpoint).get("teacher")
+        if begun_with != teacher.weights_hash:
             raise CheckpointError(
-                f"{checkpoint} comes from another setup, so resuming would not continue that run: another "
-                f"{differing[0]} (a CLIP with other weights, or used otherwise). Resume with the same one, "
-                "whose tokens are still there, or start a new run in another folder"
+                f"{checkpoint} comes from another setup, so resuming would not continue that run: teacher "
+                f"{begun_with} then, {teacher.weights_hash} now (a CLIP with other weights, or used "
+                "otherwise). Resume with the same one, whose tokens are still there, or start a new run in "
+                "another folder"
             )
 
 

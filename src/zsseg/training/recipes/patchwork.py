@@ -36,7 +36,7 @@ SEGMENTOR_STAGES = ("backbone", "deepened", "warmup", "segmentor")
 
 @dataclass(frozen=True)
 class PatchworkSteps:
-    """Optimizer steps of each stage; up to the segmentor, the defaults are those of the packaged checkpoint.
+    """Optimizer steps of each stage; the defaults are those of the packaged checkpoints.
 
     Attributes:
         clip: both towers of Patchwork's CLIP.

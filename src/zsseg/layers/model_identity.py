@@ -9,6 +9,7 @@ from torch import nn
 from transformers import PreTrainedConfig
 
 ORIGIN_KEYS = ("_name_or_path", "transformers_version", "architectures", "dtype")
+"""Where a config came from and how it was stored: the same model may say otherwise."""
 
 
 def compute_weights_digest(module: nn.Module, prefixes: tuple[str, ...] = ("",)) -> str:
@@ -24,10 +25,10 @@ def compute_weights_digest(module: nn.Module, prefixes: tuple[str, ...] = ("",))
 
 def describe_config(config: PreTrainedConfig) -> str:
     """What a config says of the computation, without where it came from, as JSON with sorted keys."""
-    return json.dumps(_drop_origins(config.to_dict()), sort_keys=True, default=str)
+    return json.dumps(_without_origins(config.to_dict()), sort_keys=True, default=str)
 
 
-def _drop_origins(content: Any) -> Any:
+def _without_origins(content: Any) -> Any:
     if not isinstance(content, dict):
         return content
-    return {key: _drop_origins(value) for key, value in content.items() if key not in ORIGIN_KEYS}
+    return {key: _without_origins(value) for key, value in content.items() if key not in ORIGIN_KEYS}

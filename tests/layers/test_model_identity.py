@@ -1,7 +1,8 @@
 import torch
 from torch import nn
+from transformers import CLIPVisionConfig
 
-from zsseg.layers.weights_digest import compute_weights_digest
+from zsseg.layers.model_identity import compute_weights_digest, describe_config
 
 
 def build_module():
@@ -28,3 +29,12 @@ def test_only_what_begins_so_counts():
         changed[0].bias[0] += 1.0
     assert compute_weights_digest(changed, ("1.",)) == compute_weights_digest(build_module(), ("1.",))
     assert compute_weights_digest(changed, ("0.",)) != compute_weights_digest(build_module(), ("0.",))
+
+
+def test_a_config_is_described_without_where_it_came_from(tmp_path):
+    config = CLIPVisionConfig(hidden_size=24)
+    config.save_pretrained(tmp_path)
+    again = CLIPVisionConfig.from_pretrained(tmp_path, dtype="float16")
+    again.name_or_path = str(tmp_path)
+    assert describe_config(again) == describe_config(config)
+    assert describe_config(CLIPVisionConfig(hidden_size=24, hidden_act="gelu")) != describe_config(config)
