@@ -4,19 +4,24 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 
-.PHONY: demo test lint clean
+.PHONY: demo test lint documents clean
 
 demo: $(VENV)/.base
 	$(BIN)/zsseg demo
 
+# Two processes with a thread each are faster than one with two; a file's tests share what they set up.
 test: lint
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile
 
 lint: $(VENV)/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+
+# Every card and table that follows from the results in the repository.
+documents: $(VENV)/.base
+	$(BIN)/python benchmarks/documents.py
 
 # What running needs. torch goes first, pinned, so that no later package pulls another build of it.
 $(VENV)/.base: pyproject.toml constraints.txt
@@ -32,6 +37,13 @@ $(VENV)/.installed: $(VENV)/.base
 # compiled operators do not load, and then nothing of transformers imports. Two tests add this folder themselves.
 	$(BIN)/python -m pip install --quiet --no-deps --constraint constraints.txt --upgrade \
 		--target $(VENV)/torchvision torchvision open_clip_torch ftfy timm wcwidth
+# transformers' own tests of models, which run on ours too: only its sdist has them.
+	rm -rf $(VENV)/transformers-tests
+	$(BIN)/python -m pip download --quiet --no-deps --no-binary transformers --constraint constraints.txt \
+		--dest $(VENV)/transformers-tests transformers
+	tar -xzf $(VENV)/transformers-tests/transformers-*.tar.gz -C $(VENV)/transformers-tests \
+		--strip-components=1 --exclude '*/src'
+	touch $(VENV)/transformers-tests/tests/__init__.py
 	touch $@
 
 clean:

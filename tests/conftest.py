@@ -7,6 +7,19 @@ import pytest
 
 _connect = socket.socket.connect
 
+MARKS_OF_TRANSFORMERS_TESTS = (
+    "accelerate_tests",
+    "flash_attn_test",
+    "flash_attn_3_test",
+    "flash_attn_4_test",
+    "torch_compile_test",
+)
+
+
+def pytest_configure(config):
+    for mark in MARKS_OF_TRANSFORMERS_TESTS:
+        config.addinivalue_line("markers", f"{mark}: of transformers' own tests, which run on our models")
+
 
 def _is_local(address):
     if isinstance(address, str | bytes):  # a Unix socket's path
@@ -82,3 +95,13 @@ def bank_checkpoint(tmp_path_factory):
     build_model().save_pretrained(folder)
     build_processor(text_embeddings=build_bank()).save_pretrained(folder)
     return folder
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """A Hub on loopback, to which huggingface_hub and transformers turn in this process."""
+    from testing.hub_server import HubServer
+
+    with HubServer() as server:
+        server.take_over(monkeypatch, tmp_path / "hub_home")
+        yield server

@@ -9,7 +9,14 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from PIL import Image
 
-from zsseg.panoptic_format import id_to_rgb, read_panoptic_png, rgb_to_id, write_panoptic_png
+from zsseg.panoptic_format import (
+    decode_panoptic_png,
+    encode_panoptic_png,
+    id_to_rgb,
+    read_panoptic_png,
+    rgb_to_id,
+    write_panoptic_png,
+)
 
 shapes = hnp.array_shapes(min_dims=2, max_dims=2, max_side=9)
 id_maps = hnp.arrays(np.int32, shapes, elements=st.integers(0, 256**3 - 1))
@@ -144,3 +151,20 @@ def _png(*, width, height, bit_depth, rows):
     header = struct.pack(">IIBBBBB", width, height, bit_depth, 2, 0, 0, 0)
     body = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
     return b"\x89PNG\r\n\x1a\n" + body
+
+
+@given(id_maps)
+def test_bytes_hold_what_a_file_holds(segment_ids):
+    decoded = decode_panoptic_png(encode_panoptic_png(segment_ids))
+    assert decoded.dtype == np.int32
+    np.testing.assert_array_equal(decoded, segment_ids)
+
+
+def test_errors_about_bytes_name_them():
+    with pytest.raises(ValueError, match="the map of image 7 is not a PNG"):
+        decode_panoptic_png(b"", name="the map of image 7")
+    data = encode_panoptic_png(np.arange(1024, dtype=np.int32).reshape(32, 32))
+    with pytest.raises(ValueError, match=r"the panoptic PNG cannot be read as a PNG"):
+        decode_panoptic_png(data[:-60])
+    with pytest.raises(ValueError, match="needs at least one pixel"):
+        encode_panoptic_png(np.zeros((0, 3), np.int32))

@@ -4,6 +4,7 @@ Reference:
     Panoptic Segmentation, Kirillov et al. (arXiv:1801.00868), and the COCO panoptic format.
 """
 
+import io
 import os
 from pathlib import Path
 
@@ -89,23 +90,37 @@ def read_panoptic_png(path: str | os.PathLike[str]) -> NDArray[np.int32]:
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"no panoptic PNG at {path}; check the folder and the file name")
+    return decode_panoptic_png(path.read_bytes(), name=str(path))
+
+
+def decode_panoptic_png(data: bytes, *, name: str = "the panoptic PNG") -> NDArray[np.int32]:
+    """Read the bytes of a panoptic PNG as segment ids.
+
+    Args:
+        data: of an 8-bit RGB PNG.
+        name: what errors call it.
+
+    Returns:
+        (H, W) int32, 0 = void.
+
+    Raises:
+        ValueError: as :func:`read_panoptic_png`.
+    """
     try:
-        with path.open("rb") as file:
-            header = file.read(_PNG_BIT_DEPTH_OFFSET + 1)
-            with Image.open(file, formats=["PNG"]) as image:
-                image.load()
-                mode = image.mode
-                # RGBX is how Pillow holds RGB in memory, so this copies rows without repacking them.
-                pixels = image.tobytes("raw", "RGBX") if mode == "RGB" else b""
-                width, height = image.size
+        with Image.open(io.BytesIO(data), formats=["PNG"]) as image:
+            image.load()
+            mode = image.mode
+            # RGBX is how Pillow holds RGB in memory, so this copies rows without repacking them.
+            pixels = image.tobytes("raw", "RGBX") if mode == "RGB" else b""
+            width, height = image.size
     except UnidentifiedImageError:
-        raise ValueError(f"{path} is not a PNG; panoptic maps are lossless 8-bit RGB PNGs") from None
+        raise ValueError(f"{name} is not a PNG; panoptic maps are lossless 8-bit RGB PNGs") from None
     except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be read as a PNG ({error}); write the file again") from error
-    if mode != "RGB" or header[_PNG_BIT_DEPTH_OFFSET] != 8:
+        raise ValueError(f"{name} cannot be read as a PNG ({error}); write the file again") from error
+    if mode != "RGB" or data[_PNG_BIT_DEPTH_OFFSET] != 8:
         raise ValueError(
-            f"{path} must be an 8-bit RGB PNG (segment id = R + 256 G + 256² B), got Pillow mode {mode!r} "
-            f"with {header[_PNG_BIT_DEPTH_OFFSET]} bits a channel; write it with write_panoptic_png"
+            f"{name} must be an 8-bit RGB PNG (segment id = R + 256 G + 256² B), got Pillow mode {mode!r} "
+            f"with {data[_PNG_BIT_DEPTH_OFFSET]} bits a channel; write it with write_panoptic_png"
         )
     packed = np.frombuffer(pixels, dtype="<u4").reshape(height, width)
     return (packed & MAX_SEGMENT_ID).astype(np.uint32, copy=False).view(np.int32)
@@ -121,13 +136,27 @@ def write_panoptic_png(path: str | os.PathLike[str], segment_ids: NDArray[np.int
     Raises:
         ValueError: as for :func:`id_to_rgb`, or if the map has no pixel.
     """
-    if segment_ids.size == 0:
-        raise ValueError(f"a PNG needs at least one pixel, got a map of shape {segment_ids.shape}")
+    data = encode_panoptic_png(segment_ids)
     path = Path(path)
-    image = Image.fromarray(id_to_rgb(segment_ids))
     unfinished = path.with_name(f".{path.name}.{os.getpid()}.part")
     try:
-        image.save(unfinished, format="PNG")
+        unfinished.write_bytes(data)
         unfinished.replace(path)
     finally:
         unfinished.unlink(missing_ok=True)
+
+
+def encode_panoptic_png(segment_ids: NDArray[np.integer]) -> bytes:
+    """The bytes of the panoptic PNG of a map.
+
+    Args:
+        segment_ids: (H, W) integers in [0, 256³), 0 = void.
+
+    Raises:
+        ValueError: as :func:`write_panoptic_png`.
+    """
+    if segment_ids.size == 0:
+        raise ValueError(f"a PNG needs at least one pixel, got a map of shape {segment_ids.shape}")
+    png = io.BytesIO()
+    Image.fromarray(id_to_rgb(segment_ids)).save(png, format="PNG")
+    return png.getvalue()

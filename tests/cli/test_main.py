@@ -12,7 +12,7 @@ import sys
 from typer.testing import CliRunner
 from zsseg.cli.main import app
 for line in ("--help", "--version", "env", "segment --help", "train concat --help", "evaluate --help",
-             "evaluate patchwork --help", "demo --help",
+             "evaluate patchwork --help", "demo --help", "export --help",
              "segment x.png --labels road --model /no/such --output out"):
     result = CliRunner().invoke(app, line.split())
     assert "Traceback" not in result.output, result.output
@@ -30,7 +30,8 @@ def test_the_commands_are_listed(run):
 
 
 @pytest.mark.parametrize(
-    "command", [("segment",), ("evaluate",), ("evaluate", "patchwork"), ("train", "concat"), ("demo",)]
+    "command",
+    [("segment",), ("evaluate",), ("evaluate", "patchwork"), ("train", "concat"), ("demo",), ("export",)],
 )
 def test_every_command_explains_itself(run, command):
     outcome = run(*command, "--help")

@@ -13,6 +13,7 @@ from testing.tokenized_texts import listen_to_texts, mentions
 from zsseg import ConcatForPanopticSegmentation, ConcatProcessor
 from zsseg.cli.messages import UsageError
 from zsseg.cli.training_run import choose_stages
+from zsseg.data.datasets_columns import to_hf_dataset
 from zsseg.data.semantic_maps import SemanticMapDataset
 from zsseg.training.recipes.concat_transition import TransitionOptions
 from zsseg.training.recipes.patchwork_clip import build_patchwork_clip
@@ -136,6 +137,65 @@ def test_a_mask2former_and_a_clip_are_enough_to_start(
     assert list(ConcatProcessor.from_pretrained(checkpoint).image_processor.image_mean) == [0.4] * 3
 
 
+def test_a_folder_of_parts_trains_on_train_and_validates_on_val(run, maps, concat_checkpoint, tmp_path):
+    shutil.copytree(maps, tmp_path / "data" / "train")
+    write_semantic_maps(tmp_path / "data" / "val", count=2)
+    outcome = run(
+        *("train", "concat", "--stage", "segmentor", "--dataset", tmp_path / "data", "-m", concat_checkpoint),
+        *("--val", tmp_path / "data", "-o", tmp_path / "run", "--steps", 1, *SMALL),
+    )
+    assert outcome.code == 0, outcome.stderr
+    assert outcome.stdout.splitlines()[1].startswith("6 images · 3 labels (2 seen, 1 unseen)")
+    lines = (tmp_path / "run" / "segmentor" / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["num_images"] for line in lines if "num_images" in line] == [2]
+    one = run("train", "concat", "--dataset", tmp_path / "data", "--part", "test", "-m", "a", "-o", "b")
+    assert one.code == 2
+    assert "has no part 'test'" in one.stderr
+
+
+@pytest.fixture
+def shards(maps, tmp_path):
+    """The maps as parquet files."""
+    columns = to_hf_dataset(SemanticMapDataset(maps), cache_dir=str(tmp_path / "cache"))
+    (tmp_path / "shards").mkdir()
+    columns.to_parquet(tmp_path / "shards" / "train-00000-of-00001.parquet")
+    return tmp_path / "shards"
+
+
+def test_columns_are_trained_on_and_scored_by_segments(run, shards, concat_checkpoint, tmp_path, monkeypatch):
+    monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "datasets-cache")
+    outcome = run(
+        *("train", "concat", "--stage", "segmentor", "--dataset", shards, "--val", shards, "--steps", 1),
+        *("-m", concat_checkpoint, "-o", tmp_path / "run", "--unseen-policy", "ignore_pixels", *SMALL),
+    )
+    assert outcome.code == 0, outcome.stderr
+    assert "best by PQ_seen" in outcome.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (("--stage", "generator"), "with --streaming the stages are warmup and segmentor"),
+        (("--teacher", "open_clip:a/b"), "with --streaming the stages are warmup and segmentor"),
+        (("--images", "photos"), "--images are those of a COCO JSON"),
+    ],
+)
+def test_what_a_stream_is_not_enough_for(run, shards, tmp_path, options, message):
+    train = ("train", "concat", "--dataset", shards, "--streaming", "-m", "open_clip:none", "--steps", 1)
+    outcome = run(*train, *options, "-o", tmp_path / "run")
+    assert outcome.code == 2
+    assert message in outcome.stderr
+    assert not (tmp_path / "run").exists()
+
+
+def test_folders_are_not_streamed(run, maps, tmp_path):
+    outcome = run(
+        *("train", "concat", "--dataset", maps, "--streaming", "-m", "open_clip:none", "-o", tmp_path / "run")
+    )
+    assert outcome.code == 2
+    assert "cannot be streamed and need not be" in outcome.stderr
+
+
 class InterruptedDataset(SemanticMapDataset):
     """Ctrl-C comes while a picture is read."""
 
@@ -160,7 +220,7 @@ def test_an_interrupted_run_ends_with_resume_as_if_nothing_had_happened(
 
     assert train(tmp_path / "whole").code == 0
     with monkeypatch.context() as patch:
-        patch.setattr("zsseg.cli.ground_truth.SemanticMapDataset", InterruptedDataset)
+        patch.setattr("zsseg.data.opening.SemanticMapDataset", InterruptedDataset)
         interrupted = train(tmp_path / "parts")
     assert interrupted.code == 1
     assert "the same command with --resume goes on from here" in interrupted.stderr
@@ -230,6 +290,8 @@ def test_a_stage_that_lacks_a_generator_is_refused(run, maps, concat_checkpoint,
 
 def test_stages_follow_from_data_setting_and_teacher():
     labels = Vocabulary.from_labels(["red", "blue"])
+    streamed = choose_stages("all", labels, setting="transductive", has_teacher=False, is_streamed=True)
+    assert streamed == ("warmup", "segmentor")
     assert choose_stages("all", labels, setting="transductive", has_teacher=True) == (
         *("warmup", "alignment", "generator"),
     )
@@ -270,7 +332,7 @@ def test_the_patchwork_recipe_ends_where_it_is_told_to_and_goes_on(run, tmp_path
 @pytest.mark.parametrize(
     ("options", "code", "message"),
     [
-        (("--data", "a", "--size", 9, 9, "--model", "b"), 2, "leave out --data, --model, --size"),
+        (("--data", "a", "--size", 9, 9, "--model", "b"), 2, "leave out --dataset, --model, --size"),
         (("--teacher", "a", "--steps", "1"), 2, "leave out --teacher, --steps"),
         (("--clip", "/no/such"), 1, "no checkpoint folder at /no/such"),
         (("--stage", "warmup"), 2, "ends with one of ['segmentor', 'alignment', 'generator', 'union']"),
@@ -292,7 +354,7 @@ def test_what_the_recipe_has_no_use_for_is_said_in_one_line(run, tmp_path, optio
 def test_data_or_a_recipe_must_be_named(run, tmp_path):
     outcome = run("train", "concat", "-o", tmp_path / "run")
     assert outcome.code == 2
-    assert "--data PATH, or --recipe patchwork" in outcome.stderr
+    assert "--dataset DATASET, or --recipe patchwork" in outcome.stderr
 
 
 def test_a_final_checkpoint_holds_nothing_of_an_earlier_one(run, maps, concat_checkpoint, tmp_path):
@@ -308,6 +370,8 @@ def test_a_final_checkpoint_holds_nothing_of_an_earlier_one(run, maps, concat_ch
     assert outcome.code == 1
     assert "notes.txt" in outcome.stderr
     assert (folder / "model.safetensors").read_text() == "half written"
+    # That is found before training.
+    assert not (tmp_path / "run" / "warmup").exists()
     (folder / "notes.txt").unlink()
-    assert run(*command, "--resume").code == 0
+    assert run(*command, "--overwrite").code == 0
     assert load_weights(folder)

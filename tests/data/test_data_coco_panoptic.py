@@ -107,20 +107,23 @@ def test_sizes_that_differ_and_broken_pictures(coco_dataset, coco_folder):
     ("change", "message"),
     [
         (lambda c: c["annotations"][0].pop("segments_info"), "read instance JSON with CocoInstanceDataset"),
-        (lambda c: c["images"].pop(), r"does not list the image ids of 1 annotations: \[11\]"),
+        (lambda c: c["images"].pop(), "11.png: 'images' does not list its image_id 11"),
         (
             lambda c: c["annotations"][0]["segments_info"][0].update(category_id=9),
-            "segment 300 of 10.png has category_id 9, which 'categories' does not list",
+            "10.png: segment 300 has category_id 9, which 'categories' does not list",
         ),
         (lambda c: c.pop("categories"), r"lacks \['categories'\]"),
         (lambda c: c["categories"][1].pop("isthing"), r"categories\[1\] lacks \['isthing'\]"),
         (lambda c: c["images"][0].pop("file_name"), r"images\[0\] lacks \['file_name'\]"),
-        (lambda c: c["annotations"][1].pop("image_id"), r"annotations\[1\] lacks \['image_id'\]"),
-        (lambda c: c["annotations"][0]["segments_info"][2].pop("id"), r"10.png\[2\] lacks \['id'\]"),
-        (lambda c: c["annotations"][1].update(image_id=10), r"image_id must be unique, but \[10\]"),
+        (lambda c: c["annotations"][1].pop("image_id"), "11.png: the annotation lacks 'image_id'"),
+        (
+            lambda c: c["annotations"][0]["segments_info"][2].pop("id"),
+            r"10.png: segments_info\[2\] lacks \['id'\]",
+        ),
+        (lambda c: c["annotations"][1].update(image_id=10), "10.png: 2 annotations have the image_id 10"),
         (
             lambda c: c["annotations"][0]["segments_info"][0].update(id=1),
-            r"segments_info of 10.png: id must be unique, but \[1\]",
+            r"10.png: several segments have the same id: \[1\]",
         ),
     ],
 )

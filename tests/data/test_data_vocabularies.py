@@ -142,6 +142,8 @@ def test_names_that_clean_to_the_same_word():
     with pytest.raises(ValueError, match=r"my.json: labels must be unique.*pass clean_names=False"):
         build_vocabulary(entries, source="my.json")
     assert build_vocabulary(entries, clean_names=False).names == ("sky-other", "sky-merged")
+    with pytest.raises(ValueError, match=r"category ids must be unique.*\[2\]$"):
+        build_vocabulary([{"name": "sky", "id": 2}, {"name": "sea", "id": 2}])
     with pytest.raises(ValueError, match="more than once") as error:
         build_vocabulary([{"name": "a"}, {"name": "a"}], clean_names=False)
     assert "clean_names" not in str(error.value)

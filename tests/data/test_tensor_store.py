@@ -1,5 +1,8 @@
 import logging
+import os
 import pickle
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -231,3 +234,55 @@ def test_any_reader_of_safetensors_reads_a_shard(tmp_path):
     tensors = load_file(tmp_path / f"{SHARDS[1]}.safetensors")
     assert tensors["rows.lengths"].tolist() == [index % 3 for index in range(4, 8)]
     assert torch.equal(tensors["ids"], torch.cat([torch.arange(i, dtype=torch.int32) for i in range(4, 8)]))
+
+
+BUILDER = """
+import logging, sys, time
+from pathlib import Path
+import torch
+from zsseg.data.tensor_store import build_tensor_store
+
+logging.basicConfig(level=logging.INFO, stream=sys.stderr)
+folder, dies = Path(sys.argv[1]), sys.argv[2] == "dies"
+
+def compute(items):
+    print("computes", items.start, flush=True)
+    if dies and items.start:
+        time.sleep(60)
+    time.sleep(0.1)
+    return [{"item": torch.tensor([index])} for index in items]
+
+build_tensor_store(
+    folder, identity={"of": "numbers"}, num_items=6, compute=compute, shard_size=2, description="numbers"
+)
+"""
+
+
+def start_builder(folder, mode):
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILDER, str(folder), mode],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+@pytest.mark.slow
+def test_processes_that_build_at_once_wait_for_each_other_and_outlive_one_that_is_killed(tmp_path):
+    killed = start_builder(tmp_path / "store", "dies")
+    try:
+        # It has written the first shard and holds the lock.
+        assert [killed.stdout.readline() for _ in range(2)] == ["computes 0\n", "computes 2\n"]
+        others = [start_builder(tmp_path / "store", "lives") for _ in range(2)]
+        for other in others:
+            assert "another process builds" in other.stderr.readline()
+    finally:
+        killed.kill()
+        killed.communicate()
+    outputs = [other.communicate(timeout=60) for other in others]
+    assert [other.returncode for other in others] == [0, 0], outputs
+    # One of them computed what was missing, the other nothing.
+    assert sorted(output for output, _ in outputs) == ["", "computes 2\ncomputes 4\n"]
+    store = TensorStore.open(tmp_path / "store", {"of": "numbers"}, num_items=6)
+    assert [int(store[index]["item"]) for index in range(6)] == list(range(6))

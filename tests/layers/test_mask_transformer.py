@@ -40,6 +40,22 @@ def test_queries_are_layer_normed_and_read_the_masks():
     torch.testing.assert_close(features.mask_logits[-1], masks, atol=1e-5, rtol=1e-5)
 
 
+def test_hidden_states_are_the_queries_before_the_norm_and_attentions_are_shares():
+    model = build("resnet")
+    pixel_values = torch.randn(2, 3, 64, 64)
+    with torch.no_grad():
+        features = compute_mask_transformer_features(model, pixel_values, output_attentions=True)
+        last = model(pixel_values).transformer_decoder_last_hidden_state
+        layernorm = model.transformer_module.decoder.layernorm
+        assert torch.equal(features.hidden_states[-1], last)
+        for state, queries in zip(features.hidden_states, features.query_embeds, strict=True):
+            torch.testing.assert_close(layernorm(state), queries)
+    assert [tuple(shares.shape) for shares in features.attentions] == [(2, 2, NUM_QUERIES, NUM_QUERIES)] * 2
+    for shares in features.attentions:
+        torch.testing.assert_close(shares.sum(dim=-1), torch.ones(2, 2, NUM_QUERIES))
+    assert compute_mask_transformer_features(model, pixel_values).attentions is None
+
+
 @pytest.fixture
 def transformers_messages(caplog):
     """What transformers says at its usual verbosity, whatever other tests have set or already heard."""

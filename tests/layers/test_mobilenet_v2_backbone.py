@@ -32,6 +32,21 @@ def test_strides_and_widths():
     assert backbone.out_features == STAGES
 
 
+def test_hidden_states_on_request():
+    backbone = MobileNetV2Backbone(build_backbone_config("mobilenet_v2")).eval()
+    pixel_values = torch.randn(1, 3, 64, 64)
+    with torch.no_grad():
+        output = backbone(pixel_values, output_hidden_states=True)
+        assert len(output.hidden_states) == 16
+        for feature_map in output.feature_maps:
+            assert any(state is feature_map for state in output.hidden_states)
+        assert backbone(pixel_values).hidden_states is None
+        (maps,) = backbone(pixel_values, return_dict=False)
+        backbone.config.output_hidden_states = True
+        assert len(backbone(pixel_values).hidden_states) == 16
+    assert all(map(torch.equal, maps, output.feature_maps))
+
+
 def test_chosen_stages():
     config = MobileNetV2BackboneConfig(out_features=["stage2", "stage4"], **TINY)
     assert config.out_indices == [1, 3]

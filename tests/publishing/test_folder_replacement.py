@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 
 from zsseg.publishing.folder_replacement import replacing_folder
@@ -27,6 +29,33 @@ def test_an_earlier_folder_is_replaced_as_a_whole(tmp_path):
     assert (target / "a").read_text() == "new"
     assert names(target) == ["a", "b"]
     assert names(tmp_path) == ["package"]
+
+
+def test_what_a_killed_process_left_is_in_nobodys_way(tmp_path):
+    target = tmp_path / "package"
+    for _ in range(2):
+        # Killed: nothing is tidied up.
+        replacing_folder(target).__enter__()
+    with replacing_folder(target) as folder:
+        (folder / "a").touch()
+    assert names(target) == ["a"]
+
+
+def test_the_earlier_folder_comes_back_if_the_new_one_cannot_take_its_place(tmp_path, monkeypatch):
+    target = tmp_path / "package"
+    target.mkdir()
+    (target / "a").write_text("old")
+    rename = Path.rename
+
+    def fail_to_appear(path, new):
+        if path.name.endswith(".part"):
+            raise OSError("disk gone")
+        return rename(path, new)
+
+    monkeypatch.setattr(Path, "rename", fail_to_appear)
+    with pytest.raises(OSError, match="disk gone"), replacing_folder(target) as folder:
+        (folder / "a").write_text("new")
+    assert (target / "a").read_text() == "old"
 
 
 def fail_midway(target):

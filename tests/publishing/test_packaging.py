@@ -7,6 +7,7 @@ from testing.patchwork_reports import build_clip_report
 from testing.tiny_models import build_clip_text_config, build_model, build_processor
 from zsseg import checkpoints
 from zsseg.checkpoints import PACKAGED_FILES, packaged
+from zsseg.layers.model_identity import compute_weights_digest
 from zsseg.publishing import packaging
 from zsseg.publishing.packaging import package_checkpoint, package_patchwork_clip
 from zsseg.training.patchwork_report import FIGURES, BenchmarkedModel, PatchworkReport, PatchworkRow
@@ -26,9 +27,11 @@ def checkpoint(tmp_path_factory):
     return folder
 
 
-def write_report(path, parameters):
+def write_report(path, parameters, weights_digest=None):
     row = PatchworkRow("standard", "A", 3, 128, 1_000_000, "own", dict.fromkeys(FIGURES, 0.5))
-    model = BenchmarkedModel("trained", "zsseg-concat", parameters, 10, 0.5, 0.5, 0.5, 0, 0, 0)
+    model = BenchmarkedModel(
+        "trained", "zsseg-concat", parameters, 10, 0.5, 0.5, 0.5, 0, 0, 0, weights_digest=weights_digest
+    )
     PatchworkReport("zsseg evaluate patchwork", "a machine", model, [row]).save(path)
     return path
 
@@ -59,6 +62,21 @@ def test_the_report_of_another_model_is_refused(checkpoint, tmp_path):
     with pytest.raises(ValueError, match=r"a model with 5 parameters, but .* evaluate this checkpoint"):
         package_checkpoint(checkpoint, report, tmp_path / "package")
     assert not (tmp_path / "package").exists()
+
+
+def test_a_report_may_be_of_the_trained_or_of_the_rounded_weights_and_of_no_other(
+    checkpoint, report, tmp_path
+):
+    package_checkpoint(checkpoint, report, tmp_path / "package")
+    parameters = PatchworkReport.load(report).model.parameters
+    for folder in (checkpoint, tmp_path / "package"):
+        digest = compute_weights_digest(AutoModel.from_pretrained(folder))
+        named = write_report(tmp_path / "named.json", parameters, digest)
+        package_checkpoint(checkpoint, named, tmp_path / "package")
+    with pytest.raises(ValueError, match="is of other weights than"):
+        package_checkpoint(
+            checkpoint, write_report(tmp_path / "named.json", parameters, "a" * 64), tmp_path / "package"
+        )
 
 
 def test_what_is_no_report_is_refused(checkpoint, tmp_path):

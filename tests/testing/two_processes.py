@@ -14,9 +14,10 @@ torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[1]
 """
 
 
-def run_in_two_processes(script, folder, *arguments, timeout=240):
+def run_in_two_processes(script, folder, *arguments, timeout=240, environment=None):
     """The last line that each process printed; ``arguments`` are ``sys.argv[2:]`` of the script."""
-    processes = [_start(script, rank, folder / "init", *arguments) for rank in range(2)]
+    (folder / "init").unlink(missing_ok=True)
+    processes = [_start(script, rank, environment or {}, folder / "init", *arguments) for rank in range(2)]
     try:
         outputs, errors = zip(*(process.communicate(timeout=timeout) for process in processes), strict=True)
     finally:
@@ -28,7 +29,7 @@ def run_in_two_processes(script, folder, *arguments, timeout=240):
     return [output.splitlines()[-1] for output in outputs]
 
 
-def _start(script, rank, *arguments):
+def _start(script, rank, environment, *arguments):
     settings = {
         "RANK": rank,
         "LOCAL_RANK": rank,
@@ -36,7 +37,8 @@ def _start(script, rank, *arguments):
         "LOCAL_WORLD_SIZE": 2,
         "ACCELERATE_USE_CPU": 1,
         "OMP_NUM_THREADS": 1,
-        "PYTHONPATH": TESTS,
+        "PYTHONPATH": os.pathsep.join([str(TESTS), os.environ.get("PYTHONPATH", "")]),
+        **environment,
     }
     return subprocess.Popen(
         [sys.executable, "-c", PREAMBLE + script, *map(str, arguments)],

@@ -6,6 +6,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from testing.tiny_models import build_clip_text_config, build_model, build_processor
 from zsseg.data.patchwork.dataset import PatchworkDataset
+from zsseg.layers.model_identity import compute_weights_digest
 from zsseg.models.base import ZeroShotSegmentationOutput, compute_valid_fractions
 from zsseg.models.concat.image_processing_concat import ConcatImageProcessorPil
 from zsseg.models.concat.processing_concat import ConcatProcessor
@@ -184,6 +185,7 @@ def test_a_model_is_described_by_what_it_holds(tiny_model, tmp_path):
     assert described.parameters == tiny_model.num_parameters()
     assert described.parameters_text_tower == tiny_model.text_model.num_parameters()
     assert (described.threshold, described.mask_threshold) == (0.0, 0.25)
+    assert described.weights_digest == compute_weights_digest(tiny_model)
     without_tower = describe_model(
         build_model(), build_processor(), "someone/model", dict.fromkeys(THRESHOLDS)
     )

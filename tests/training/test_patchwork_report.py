@@ -31,6 +31,15 @@ def test_a_report_is_read_as_it_was_written(tmp_path):
     } <= row.keys()
 
 
+def test_reports_from_before_the_digest_of_the_weights_are_read(tmp_path):
+    path = tmp_path / "results.json"
+    build_report().save(path)
+    content = json.loads(path.read_text(encoding="utf-8"))
+    del content["model"]["weights_digest"]
+    path.write_text(json.dumps(content), encoding="utf-8")
+    assert PatchworkReport.load(path).model.weights_digest is None
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

@@ -80,34 +80,53 @@ from zsseg.training.recipes.concat import build_seen_collator
 from zsseg.training.stage import StageContext
 
 read = []
+broken = None
 
 class NotingDataset(PatchworkDataset):
     def __getitem__(self, index):
+        if index == broken:
+            raise ValueError("this picture cannot be read")
         read.append(index)
         return super().__getitem__(index)
 
 model, processor = build_model(text_config=build_clip_text_config()), build_processor()
 scenes = NotingDataset("easy", num_scenes=6, categories="seen", size=64)
-store = build_query_store(
-    model,
-    scenes,
-    Path(sys.argv[2]),
-    collate=build_seen_collator(processor, scenes.vocabulary),
-    context=StageContext(scenes.vocabulary, **encode_vocabulary(model, processor, scenes.vocabulary)),
-    data_setup={"world": "tests"},
-    num_images=6,
-    batch_size=2,
-)
-print(len(store), read)
+
+def build(folder):
+    return build_query_store(
+        model,
+        scenes,
+        Path(folder),
+        collate=build_seen_collator(processor, scenes.vocabulary),
+        context=StageContext(scenes.vocabulary, **encode_vocabulary(model, processor, scenes.vocabulary)),
+        data_setup={"world": "tests"},
+        num_images=6,
+        batch_size=2,
+    )
+
+errors = []
+for broken in (2, 4):
+    try:
+        build(sys.argv[3])
+    except Exception as error:
+        errors.append(f"{type(error).__name__}: {error}")
+read.clear()
+broken = None
+store = build(sys.argv[2])
+print(len(store), read, "|".join(errors))
 """
 
 
 @pytest.mark.slow
 def test_processes_share_the_work_and_store_what_one_would(parts, tmp_path):
     expected = build(parts, tmp_path / "one").read_all()
-    lines = run_in_two_processes(TWO_PROCESSES, tmp_path, tmp_path / "two")
+    lines = run_in_two_processes(TWO_PROCESSES, tmp_path, tmp_path / "two", tmp_path / "broken")
     # Three batches: the second process computes the last one too, to make as many passes.
-    assert lines == ["6 [0, 1, 4, 5]", "6 [2, 3, 4, 5]"]
+    assert [line.split("]")[0] for line in lines] == ["6 [0, 1, 4, 5", "6 [2, 3, 4, 5"]
+    # Where a picture cannot be read in one process or in both, none waits for the other.
+    error = "ValueError: this picture cannot be read"
+    assert lines[0].endswith(f"OtherProcessError: process 1 failed, so this one stops too: {error}|{error}")
+    assert lines[1].endswith(f"{error}|{error}")
     stamps = {path: path.stat().st_mtime_ns for path in (tmp_path / "two").iterdir()}
     found = build(parts, tmp_path / "two").read_all()
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "two").iterdir()} == stamps

@@ -5,7 +5,7 @@ import pytest
 import torch
 from torch import nn
 
-from zsseg.training.random_state import capture_rng_states, restore_rng_states, seed_generators
+from zsseg.training.random_state import capture_rng_states, derive_seed, restore_rng_states, seed_generators
 
 
 class Sampler:
@@ -59,9 +59,26 @@ def test_states_of_another_model_are_refused():
         restore_rng_states(states, nn.Linear(1, 1))
 
 
-def test_states_of_other_devices_are_refused():
+def test_states_of_cuda_are_refused_without_it_and_the_other_way_round():
     model = nn.Linear(1, 1)
     states = capture_rng_states(model)
-    states["cuda"] = [*states["cuda"], torch.get_rng_state()]
-    with pytest.raises(ValueError, match="CUDA_VISIBLE_DEVICES"):
+    states["cuda"] = torch.get_rng_state() if states["cuda"] is None else None
+    with pytest.raises(ValueError, match="go on as it was, or start a new run"):
         restore_rng_states(states, model)
+
+
+def test_processes_draw_differently_but_for_the_parts_of_the_model():
+    model = Sampling()
+    draws = []
+    for index in (0, 1):
+        seed_generators(3, model, process_index=index)
+        draws.append(draw(model))
+    *own, shared = zip(*draws, strict=True)
+    assert all(first != second for first, second in own)
+    assert shared[0] == shared[1]
+
+
+def test_seeds_of_later_steps_differ_and_leave_room_for_processes():
+    seeds = {derive_seed(seed, step) for seed in range(4) for step in range(50)}
+    assert len(seeds) == 200
+    assert max(seeds) < 2**31

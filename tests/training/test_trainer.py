@@ -1,4 +1,5 @@
 import json
+import math
 import os
 import signal
 import subprocess
@@ -19,10 +20,9 @@ from testing.tiny_concat_run import (
     read_records,
 )
 from zsseg.training.checkpointing import CheckpointError, find_checkpoints, load_state
-from zsseg.training.interruption import SIGNALS, StopOnSignal, leave_signals_to_trainer
 from zsseg.training.optimization import freeze_batch_norm
 from zsseg.training.recipes.concat_segmentor import SegmentorStage, WarmupStage
-from zsseg.training.trainer import TrainingDivergedError
+from zsseg.training.step import TrainingDivergedError
 
 TIMINGS = ("seconds_per_step", "data_wait_fraction")
 
@@ -373,6 +373,45 @@ def test_bf16_autocast_trains_and_keeps_float32_weights(tmp_path):
     assert len(read_records(tmp_path)) == 3
 
 
+class SteepStage(WarmupStage):
+    """Beside the loss a term of value 0 with a gradient of ``slope``, or NaN."""
+
+    def __init__(self, slope):
+        super().__init__()
+        self.slope = slope
+
+    def compute_loss(self, model, batch, context):
+        losses = super().compute_loss(model, batch, context)
+        zero = model.semantic_projector[0].bias[0] - model.semantic_projector[0].bias[0].detach()
+        term = torch.sqrt(zero.abs()) if math.isnan(self.slope) else zero * self.slope
+        return {**losses, "loss": losses["loss"] + term}
+
+
+def build_scaled_trainer(tmp_path, slope, scale):
+    """As fp16 trains, with its loss scaler; accelerate's autocast to fp16 needs a GPU."""
+    trainer = build_trainer(tmp_path, stage=SteepStage(slope), steps=20, save_every=None, log_every=100)
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=scale)
+    return trainer
+
+
+def test_the_loss_scaler_skips_steps_that_overflow_and_training_goes_on(tmp_path):
+    # float32 ends at 2^128: 2^120 · 2^10 overflows, and is halved until it is 2^127.
+    trainer = build_scaled_trainer(tmp_path, 2.0**10, 2.0**120)
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    assert trainer.train().is_complete
+    assert 2.0**105 < trainer.accelerator.scaler.get_scale() <= 2.0**117
+    assert not all(torch.equal(before[name], value) for name, value in trainer.model.named_parameters())
+    assert all(torch.isfinite(parameter).all() for parameter in trainer.model.parameters())
+
+
+def test_a_gradient_that_no_scale_makes_finite_stops_the_run(tmp_path):
+    trainer = build_scaled_trainer(tmp_path, math.nan, 2.0**5)
+    before = {name: value.clone() for name, value in trainer.model.named_parameters()}
+    with pytest.raises(TrainingDivergedError, match=r"step 6; .*gradient_norm nan"):
+        trainer.train()
+    assert all(torch.equal(before[name], value) for name, value in trainer.model.named_parameters())
+
+
 def test_signals_outside_the_main_thread_are_left_alone(tmp_path):
     results = []
     trainer = build_trainer(tmp_path, steps=1)
@@ -380,21 +419,3 @@ def test_signals_outside_the_main_thread_are_left_alone(tmp_path):
     thread.start()
     thread.join()
     assert results[0].is_complete
-
-
-def test_loading_processes_leave_signals_to_the_trainer():
-    handlers = {number: signal.getsignal(number) for number in SIGNALS}
-    try:
-        leave_signals_to_trainer(0)
-        assert {signal.getsignal(number) for number in SIGNALS} == {signal.SIG_IGN}
-    finally:
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-
-
-def test_a_second_ctrl_c_is_not_held_back():
-    with StopOnSignal() as stop:
-        signal.raise_signal(signal.SIGINT)
-        assert stop.is_requested
-        with pytest.raises(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)

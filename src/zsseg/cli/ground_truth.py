@@ -1,5 +1,7 @@
 """Data sets with ground truth as the command line names them."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -7,8 +9,19 @@ from zsseg.cli.labels import parse_labels
 from zsseg.cli.messages import UsageError
 from zsseg.cli.options import LabelNames
 from zsseg.cli.text_layout import format_count
+from zsseg.data import opening
+from zsseg.data.annotation_files import DataProblem
 from zsseg.data.coco_panoptic import CocoPanopticDataset
+from zsseg.data.opening import (
+    DataLocation,
+    Layout,
+    OpenedDataset,
+    SourceError,
+    find_image_folder,
+    find_panoptic_folder,
+)
 from zsseg.data.semantic_maps import SemanticMapDataset
+from zsseg.data.streaming import StreamedPanopticDataset
 from zsseg.data.vocabularies import load_split, mark_unseen
 from zsseg.vocabulary import Vocabulary
 
@@ -56,6 +69,19 @@ class LabelSetup:
         return self.names is LabelNames.CLEAN
 
 
+@contextmanager
+def source_errors_as_usage() -> Iterator[None]:
+    """A name that does not lead to one data set is a matter of the command line.
+
+    Raises:
+        UsageError: for a :class:`~zsseg.data.opening.SourceError`, with its message.
+    """
+    try:
+        yield
+    except SourceError as error:
+        raise UsageError(str(error)) from error
+
+
 def open_semantic(folder: Path, labels: LabelSetup) -> SemanticMapDataset:
     """A folder of ``images``, ``labels`` and, in it or above, ``classes.json``."""
     dataset = SemanticMapDataset(folder, vocabulary=labels.load_split(), clean_names=labels.clean_names)
@@ -70,16 +96,18 @@ def open_coco_panoptic(
 
     Args:
         annotation_json: the JSON.
-        images: None looks where data sets have them, see :func:`find_image_folder`.
-        panoptic: None takes the folder beside the JSON that is named like it.
+        images: None looks where data sets have them, see :func:`~zsseg.data.opening.find_image_folder`.
+        panoptic: None looks where data sets have them, see :func:`~zsseg.data.opening.find_panoptic_folder`.
         labels: which are unseen, and their spelling.
     """
     if not annotation_json.is_file():
         raise FileNotFoundError(f"there is no panoptic JSON at {annotation_json}; check the path")
+    with source_errors_as_usage():
+        pictures = find_image_folder(annotation_json, Layout.COCO_PANOPTIC) if images is None else images
     dataset = CocoPanopticDataset(
         annotation_json,
-        find_image_folder(annotation_json) if images is None else images,
-        panoptic,
+        pictures,
+        find_panoptic_folder(annotation_json) if panoptic is None else panoptic,
         vocabulary=labels.load_split(),
         clean_names=labels.clean_names,
     )
@@ -87,40 +115,60 @@ def open_coco_panoptic(
     return dataset
 
 
+def find_dataset(
+    source: str,
+    *,
+    part: str | None = None,
+    default_part: str | None = None,
+    config: str | None = None,
+    revision: str | None = None,
+) -> DataLocation:
+    """The one data set that a name leads to; see :func:`zsseg.data.opening.find_dataset`."""
+    with source_errors_as_usage():
+        return opening.find_dataset(
+            source, part=part, default_part=default_part, config=config, revision=revision
+        )
+
+
 def open_dataset(
-    path: Path, images: Path | None, labels: LabelSetup
-) -> SemanticMapDataset | CocoPanopticDataset:
-    """A folder is read as semantic maps, a file as COCO's panoptic JSON.
+    source: str | Path | DataLocation,
+    images: Path | None,
+    labels: LabelSetup,
+    *,
+    part: str | None = None,
+    default_part: str | None = None,
+    problems: list[DataProblem] | None = None,
+) -> OpenedDataset:
+    """Whatever data set a name leads to; see :func:`zsseg.data.opening.open_dataset`.
 
-    Raises:
-        UsageError: if the pictures' folder is given for semantic maps, which have it inside.
+    Args:
+        source: folder, file or name on the Hub, or what was found there.
+        images: pictures of a COCO JSON; None looks where data sets have them.
+        labels: which are unseen, and their spelling.
+        part: "train", "validation" or "test" of a data set that has several.
+        default_part: what to take if there are several and ``part`` is None.
+        problems: takes what is wrong with single pictures or labels, which are then left out; None raises.
     """
-    if not path.is_dir():
-        return open_coco_panoptic(path, images, None, labels)
-    if images is not None:
-        raise UsageError(f"{path} is a folder of semantic maps with its own images/; leave the images out")
-    return open_semantic(path, labels)
+    with source_errors_as_usage():
+        dataset = opening.open_dataset(
+            source,
+            images=images,
+            part=part,
+            default_part=default_part,
+            vocabulary=labels.load_split(),
+            clean_names=labels.clean_names,
+            problems=problems,
+        )
+    dataset.vocabulary = labels.mark(dataset.vocabulary)
+    return dataset
 
 
-def find_image_folder(annotation_json: Path) -> Path:
-    """Where the pictures of a panoptic JSON usually lie.
-
-    COCO has ``annotations/panoptic_val2017.json`` and ``val2017/``; small data sets have ``images/``.
-
-    Raises:
-        UsageError: if none of these folders exists.
-    """
-    name = annotation_json.stem.removeprefix("panoptic_")
-    folder = annotation_json.parent
-    candidates = [base / each for base in (folder, folder.resolve().parent) for each in (name, "images")]
-    for candidate in candidates:
-        # The folder named exactly like the JSON holds its panoptic PNGs.
-        if candidate.is_dir() and candidate != annotation_json.with_suffix(""):
-            return candidate
-    raise UsageError(
-        f"no folder of pictures beside {annotation_json} (looked for {', '.join(map(str, candidates))}); "
-        "name it with --images"
-    )
+def open_stream(source: str | Path | DataLocation, labels: LabelSetup) -> StreamedPanopticDataset:
+    """Columns of the ``datasets`` library as a stream; arguments as of :func:`open_dataset`."""
+    with source_errors_as_usage():
+        stream = opening.open_stream(source, vocabulary=labels.load_split(), clean_names=labels.clean_names)
+    stream.vocabulary = labels.mark(stream.vocabulary)
+    return stream
 
 
 def describe_labels(vocabulary: Vocabulary, labels: LabelSetup) -> str:

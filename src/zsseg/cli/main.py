@@ -6,10 +6,13 @@ import typer
 
 from zsseg import __version__
 from zsseg.cli.commands.adapt import adapt
+from zsseg.cli.commands.data import data
 from zsseg.cli.commands.demo import demo
 from zsseg.cli.commands.env import env
 from zsseg.cli.commands.evaluate import evaluate
+from zsseg.cli.commands.export import export
 from zsseg.cli.commands.patchwork import patchwork
+from zsseg.cli.commands.publish import publish
 from zsseg.cli.commands.segment import segment
 from zsseg.cli.commands.train import train
 from zsseg.cli.commands.train_patchwork_clip import patchwork_clip as train_patchwork_clip
@@ -28,6 +31,9 @@ app.add_typer(evaluate)
 train.command("patchwork-clip")(train_patchwork_clip)
 app.add_typer(train)
 app.command()(adapt)
+app.add_typer(data)
+app.command()(export)
+app.command()(publish)
 app.add_typer(patchwork)
 app.command()(demo)
 app.command()(env)

@@ -10,8 +10,12 @@ import typer
 EXIT_FAILURE = 1
 EXIT_USAGE = 2
 
-TRAINING_PACKAGES = frozenset({"accelerate", "datasets", "evaluate", "scipy", "tensorboard"})
-"""What ``pip install 'zsseg[train]'`` adds."""
+EXTRA_BY_PACKAGE = {
+    **dict.fromkeys(("accelerate", "datasets", "scipy", "tensorboard"), "train"),
+    "evaluate": "evaluate",
+    **dict.fromkeys(("pyarrow", "ray"), "scale"),
+}
+"""Package that only an extra brings → the extra."""
 
 TracebackOption = Annotated[
     bool,
@@ -37,7 +41,7 @@ def errors_in_one_line(*, show_traceback: bool) -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ModuleNotFoundError) as error:
-        is_ours = isinstance(error, ModuleNotFoundError) and error.name not in TRAINING_PACKAGES
+        is_ours = isinstance(error, ModuleNotFoundError) and error.name not in EXTRA_BY_PACKAGE
         if show_traceback or is_ours:
             raise
         print_error(_describe(error))
@@ -76,5 +80,7 @@ def print_note(message: str) -> None:
 
 def _describe(error: Exception) -> str:
     if isinstance(error, ModuleNotFoundError):
-        return f"this needs the package {error.name!r}, which is not installed: pip install 'zsseg[train]'"
-    return str(error) or type(error).__name__
+        extra = EXTRA_BY_PACKAGE[str(error.name)]
+        return f"this needs the package {error.name!r}, which is not installed: pip install 'zsseg[{extra}]'"
+    notes: list[str] = getattr(error, "__notes__", [])
+    return ". ".join([str(error) or type(error).__name__, *notes])

@@ -1,6 +1,7 @@
 """Options that several commands share."""
 
 from enum import StrEnum
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -166,6 +167,46 @@ LabelNamesOption = Annotated[
         "--label-names",
         metavar="KIND",
         help='clean: "tree" for "tree-merged"; raw: as the data set spells them.',
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+ImagesOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--images",
+        metavar="FOLDER",
+        help="Pictures of a COCO JSON.",
+        show_default="images/ or COCO's place",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+PartOption = Annotated[
+    str | None,
+    typer.Option(
+        "--part",
+        metavar="NAME",
+        help="train, validation or test, of a data set that has several.",
+        show_default="the only one; train in training, validation in evaluation",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+ConfigOption = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        metavar="NAME",
+        help="Configuration of a data set on the Hub.",
+        show_default=False,
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+RevisionOption = Annotated[
+    str | None,
+    typer.Option(
+        "--revision",
+        metavar="NAME",
+        help="Branch, tag or commit of a data set on the Hub.",
+        show_default=False,
         rich_help_panel=DATA_PANEL,
     ),
 ]

@@ -13,12 +13,12 @@ import numpy as np
 import typer
 from PIL import Image
 
-from zsseg.cli.image_sources import ImageSource
 from zsseg.cli.messages import print_error, print_note
 from zsseg.cli.options import Task
 from zsseg.cli.text_layout import format_count
 from zsseg.data.semantic_maps import convert_semantic_to_panoptic
 from zsseg.image_loading import ImageLoadError, load_image
+from zsseg.image_sources import ImageSource
 from zsseg.pipelines.records import build_segmentation
 from zsseg.postprocessing.result_files import segments_to_json, write_coco_panoptic_results
 from zsseg.structures import PanopticSegmentation

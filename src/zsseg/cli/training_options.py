@@ -66,18 +66,29 @@ RecipeOption = Annotated[
     typer.Option(
         "--recipe",
         metavar="NAME",
-        help="patchwork: all stages from random weights on a world drawn by code; instead of --data.",
+        help="patchwork: all stages from random weights on a world drawn by code; instead of --dataset.",
         show_default=False,
         rich_help_panel=DATA_PANEL,
     ),
 ]
-DataOption = Annotated[
-    Path | None,
+DatasetOption = Annotated[
+    str | None,
     typer.Option(
+        "--dataset",
         "--data",
-        metavar="PATH",
-        help="A folder of images/, labels/ and classes.json, or a JSON in COCO's panoptic format.",
+        metavar="DATASET",
+        help="A folder (images/, labels/ and classes.json; a COCO JSON with its pictures; columns of the "
+        "datasets library), a COCO JSON, panoptic or instances, or USER/NAME on the Hub.",
         show_default=False,
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+StreamingOption = Annotated[
+    bool,
+    typer.Option(
+        "--streaming",
+        help="Read the columns of a data set as they come in, without downloading it first; warmup and "
+        "segmentor only.",
         rich_help_panel=DATA_PANEL,
     ),
 ]
@@ -174,22 +185,13 @@ ClipOption = Annotated[
         rich_help_panel=START_PANEL,
     ),
 ]
-ImagesOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--images",
-        metavar="FOLDER",
-        help="Pictures of a panoptic JSON.",
-        show_default="images/ or COCO's place",
-        rich_help_panel=DATA_PANEL,
-    ),
-]
 ValOption = Annotated[
-    Path | None,
+    str | None,
     typer.Option(
         "--val",
-        metavar="PATH",
-        help="Evaluate on this during segmentor or alignment, and after union; keep the best checkpoint.",
+        metavar="DATASET",
+        help="Evaluate on this during segmentor or alignment, and after union; keep the best checkpoint. A "
+        "data set in several parts gives its validation part.",
         show_default=False,
         rich_help_panel=DATA_PANEL,
     ),
@@ -199,7 +201,7 @@ ValImagesOption = Annotated[
     typer.Option(
         "--val-images",
         metavar="FOLDER",
-        help="Pictures of its panoptic JSON.",
+        help="Pictures of its COCO JSON.",
         show_default="images/ or COCO's place",
         rich_help_panel=DATA_PANEL,
     ),
@@ -346,6 +348,15 @@ SaveEveryOption = Annotated[
         metavar="N",
         help="Steps between checkpoints.",
         show_default="500",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
+TimeLimitOption = Annotated[
+    float | None,
+    typer.Option(
+        "--time-limit",
+        metavar="HOURS",
+        help="Save a checkpoint and stop once the command has run this long; --resume goes on.",
         rich_help_panel=RUN_PANEL,
     ),
 ]

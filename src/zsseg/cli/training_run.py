@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,9 +14,10 @@ from zsseg.cli.ground_truth import LabelSetup, describe_labels
 from zsseg.cli.messages import UsageError
 from zsseg.cli.stage_arguments import CHECKPOINT_FOLDER, build_stage_arguments
 from zsseg.cli.text_layout import format_count, format_percent
-from zsseg.data.coco_panoptic import CocoPanopticDataset
 from zsseg.data.examples import PanopticDataset
-from zsseg.data.seen_filter import SeenLabelsDataset
+from zsseg.data.seen_filter import SeenLabelsDataset, UnseenPolicy
+from zsseg.data.semantic_maps import SemanticMapDataset
+from zsseg.data.streaming import StreamedPanopticDataset
 from zsseg.data.tensor_store import TensorStoreError
 from zsseg.layers.vision_language import VisionLanguageTeacher, load_vision_language_teacher
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
@@ -24,22 +26,27 @@ from zsseg.publishing.folder_replacement import replacing_folder
 from zsseg.training.arguments import TrainerArguments
 from zsseg.training.checkpointing import CheckpointError, Saveable
 from zsseg.training.evaluation import Task, evaluate_model
-from zsseg.training.processes import get_process_state
+from zsseg.training.processes import OtherProcessError, get_process_state
 from zsseg.training.recipe_parts import are_complete
-from zsseg.training.recipes.concat import UnseenPolicy
 from zsseg.training.recipes.concat_segmentor import AlignmentStage, SegmentorStage, WarmupStage
-from zsseg.training.recipes.concat_stages import Setting, train_concat_stages
+from zsseg.training.recipes.concat_stages import STREAMED_STAGES, Setting, train_concat_stages
 from zsseg.training.recipes.concat_transition import GeneratorStage, TransitionOptions, UnionStage
 from zsseg.training.recipes.patchwork import PatchworkSteps
 from zsseg.training.recipes.patchwork_transition import build_patchwork_transition_stages
-from zsseg.training.trainer import Evaluate, TrainingDivergedError, TrainingResult
+from zsseg.training.step import TrainingDivergedError
+from zsseg.training.trainer import Evaluate, TrainingResult
 from zsseg.vocabulary import Vocabulary
 
 STAGES = (WarmupStage.name, SegmentorStage.name, AlignmentStage.name, GeneratorStage.name, UnionStage.name)
 
 
 def choose_stages(
-    stage: str, vocabulary: Vocabulary, *, setting: Setting, has_teacher: bool
+    stage: str,
+    vocabulary: Vocabulary,
+    *,
+    setting: Setting,
+    has_teacher: bool,
+    is_streamed: bool = False,
 ) -> tuple[str, ...]:
     """The stages that ``--stage`` means.
 
@@ -48,12 +55,21 @@ def choose_stages(
         vocabulary: of the data.
         setting: whether training knows unseen names.
         has_teacher: whether there is a CLIP to learn from.
+        is_streamed: whether the data come in one after the other and cannot be asked for by number.
 
     Raises:
         UsageError: if the one that is asked for cannot run.
     """
     segmentor = AlignmentStage.name if has_teacher else SegmentorStage.name
     has_union = setting == "transductive" and bool(vocabulary.unseen_label_ids)
+    if is_streamed:
+        if has_teacher or stage not in ("all", *STREAMED_STAGES):
+            raise UsageError(
+                "stages that store tokens or queries ask for pictures by number, which a stream does not "
+                f"have: with --streaming the stages are {' and '.join(STREAMED_STAGES)}; run the others "
+                "without it, on the data set or a part of it"
+            )
+        return STREAMED_STAGES if stage == "all" else (stage,)
     if stage == "all":
         chosen = (WarmupStage.name, segmentor, GeneratorStage.name)
         return (*chosen, UnionStage.name) if has_union else chosen
@@ -83,7 +99,7 @@ def build_concat_arguments(
     Raises:
         UsageError: if the file asks for evaluation and there is nothing to evaluate on.
     """
-    metric = "PQ_seen" if isinstance(validation, CocoPanopticDataset) else "mIoU_seen"
+    metric = "PQ_seen" if choose_task(validation) == "panoptic" else "mIoU_seen"
     # Queries are as small as Patchwork's: what trains on them has the same arguments everywhere.
     steps = PatchworkSteps()
     transition = build_patchwork_transition_stages(
@@ -106,6 +122,11 @@ def build_concat_arguments(
     return stages
 
 
+def choose_task(validation: PanopticDataset | None) -> Task:
+    """Semantic maps do not tell instances apart; everything else is scored by segments."""
+    return "semantic" if isinstance(validation, SemanticMapDataset | None) else "panoptic"
+
+
 class TrainingRun:
     """One run of CONCAT's stages on a data set.
 
@@ -125,7 +146,7 @@ class TrainingRun:
         self,
         *,
         stages: Mapping[str, TrainerArguments],
-        dataset: PanopticDataset,
+        dataset: PanopticDataset | StreamedPanopticDataset,
         validation: PanopticDataset | None,
         labels: LabelSetup,
         output: Path,
@@ -169,7 +190,12 @@ class TrainingRun:
         vocabulary = self.dataset.vocabulary
         policy = f" · unseen: {unseen_policy}, {setting}" if vocabulary.unseen_label_ids else ""
         labels = describe_labels(vocabulary, self.labels)
-        data = f"{format_count(len(self.dataset), 'image')} · {labels}{policy}"
+        images = (
+            "a stream of images"
+            if isinstance(self.dataset, StreamedPanopticDataset)
+            else format_count(len(self.dataset), "image")
+        )
+        data = f"{images} · {labels}{policy}"
         print_setup(self.source, data, self.stages, self.output)
 
     def train(
@@ -202,6 +228,7 @@ class TrainingRun:
         Raises:
             ValueError: if the run cannot begin, cannot be resumed, or diverges.
         """
+        check_final_folder(self.output, self.processor)
         with training_errors_as_values():
             results = train_concat_stages(
                 self.model,
@@ -226,7 +253,7 @@ class TrainingRun:
         """In the inductive setting no unseen name is read here either: the best checkpoint depends on it."""
         if self.validation is None:
             return None
-        task: Task = "panoptic" if isinstance(self.validation, CocoPanopticDataset) else "semantic"
+        task = choose_task(self.validation)
         validation = SeenLabelsDataset(self.validation) if setting == "inductive" else self.validation
         return lambda model: evaluate_model(model, self.processor, validation, task=task)
 
@@ -250,8 +277,28 @@ def training_errors_as_values() -> Iterator[None]:
     """
     try:
         yield
-    except (CheckpointError, TensorStoreError, TrainingDivergedError) as error:
+    except (CheckpointError, TensorStoreError, TrainingDivergedError, OtherProcessError) as error:
         raise ValueError(str(error)) from error
+
+
+def check_final_folder(output: Path, processor: Saveable) -> None:
+    """Find out before training whether its checkpoint could take the place of one that is there.
+
+    Raises:
+        ValueError: if there are files that no checkpoint replaces, such as a card or evaluations.
+    """
+    folder = output / CHECKPOINT_FOLDER
+    if not folder.is_dir():
+        return
+    with TemporaryDirectory() as scratch:
+        processor.save_pretrained(scratch)
+        written = {path.name for path in Path(scratch).iterdir()} | {"config.json"}
+    others = [path.name for path in sorted(folder.iterdir()) if path.name not in written]
+    if others := [name for name in others if not name.startswith("model")]:
+        raise ValueError(
+            f"{folder} holds what the new checkpoint would not write again: {others[:10]}; move it away, or "
+            "choose another --output"
+        )
 
 
 def finish_run(

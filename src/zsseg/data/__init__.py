@@ -6,11 +6,14 @@ Reading needs neither torch nor the ``datasets`` library; batches and columns im
 
 from typing import TYPE_CHECKING, Any
 
+from zsseg.data.annotation_files import DataProblem
+from zsseg.data.checking import DatasetCheck, check_dataset
 from zsseg.data.coco_instances import CocoInstanceDataset
 from zsseg.data.coco_panoptic import CocoPanopticDataset
 from zsseg.data.collate import PanopticCollator
 from zsseg.data.datasets_columns import HfPanopticDataset, to_hf_dataset
 from zsseg.data.examples import IGNORE_INDEX, PanopticDataset, PanopticExample
+from zsseg.data.opening import open_dataset, open_stream
 from zsseg.data.patchwork.dataset import PatchworkDataset
 from zsseg.data.seen_filter import SubsetDataset, drop_images_with_unseen, ignore_unseen
 from zsseg.data.semantic_maps import (
@@ -18,6 +21,7 @@ from zsseg.data.semantic_maps import (
     convert_panoptic_to_semantic,
     convert_semantic_to_panoptic,
 )
+from zsseg.data.streaming import StreamedPanopticDataset
 from zsseg.data.transformed_dataset import TransformedDataset
 from zsseg.data.transforms import (
     ColorJitter,
@@ -44,6 +48,8 @@ __all__ = [
     "CocoPanopticDataset",
     "ColorJitter",
     "Compose",
+    "DataProblem",
+    "DatasetCheck",
     "HfPanopticDataset",
     "LargeScaleJitter",
     "PanopticCollator",
@@ -55,8 +61,10 @@ __all__ = [
     "RandomHorizontalFlip",
     "Resize",
     "SemanticMapDataset",
+    "StreamedPanopticDataset",
     "SubsetDataset",
     "TransformedDataset",
+    "check_dataset",
     "convert_panoptic_to_semantic",
     "convert_semantic_to_panoptic",
     "drop_images_with_unseen",
@@ -66,6 +74,8 @@ __all__ = [
     "load_label_space",
     "load_split",
     "mark_unseen",
+    "open_dataset",
+    "open_stream",
     "to_hf_dataset",
 ]
 

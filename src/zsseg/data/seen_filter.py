@@ -4,14 +4,18 @@ import logging
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from typing import Literal
 
 import numpy as np
 
 from zsseg.data.examples import PanopticDataset, PanopticExample, recount_target
-from zsseg.structures import VOID_ID, PanopticSegmentation
+from zsseg.structures import VOID_ID
 from zsseg.vocabulary import Vocabulary
 
 logger = logging.getLogger(__name__)
+
+UnseenPolicy = Literal["drop_images", "ignore_pixels"]
+"""What happens to unseen segments in training: their pictures are left out, or they become void."""
 
 
 class SubsetDataset:
@@ -75,9 +79,7 @@ class UnseenIgnoredDataset:
         return len(self.dataset)
 
     def __getitem__(self, index: int) -> PanopticExample:
-        example = self.dataset[index]
-        target = _void_labels(example.target, self._unseen)
-        return replace(example, target=target)
+        return hide_labels(self.dataset[index], self._unseen)
 
     def label_ids(self, index: int) -> frozenset[int]:
         """The seen label ids present in one target."""
@@ -159,9 +161,11 @@ def _seen_indices(dataset: PanopticDataset) -> list[int]:
     return [index for index in range(len(dataset)) if not dataset.label_ids(index) & unseen]
 
 
-def _void_labels(target: PanopticSegmentation, label_ids: frozenset[int]) -> PanopticSegmentation:
+def hide_labels(example: PanopticExample, label_ids: frozenset[int]) -> PanopticExample:
+    """The example with the segments of some labels void."""
+    target = example.target
     hidden = [segment.id for segment in target.segments if segment.label_id in label_ids]
     if not hidden:
-        return target
+        return example
     segment_ids = np.where(np.isin(target.segment_ids, hidden), np.int32(VOID_ID), target.segment_ids)
-    return recount_target(target, segment_ids)
+    return replace(example, target=recount_target(target, segment_ids))

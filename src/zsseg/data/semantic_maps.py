@@ -1,6 +1,7 @@
 """Semantic maps: one label a pixel, without instances; the reader and both conversions."""
 
 import os
+from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -9,14 +10,20 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
-from zsseg.data.annotation_files import list_folder, read_annotation_json
+from zsseg.data.annotation_files import (
+    CHECK_HINT,
+    DataProblem,
+    keep_named,
+    list_folder,
+    read_annotation_json,
+)
 from zsseg.data.examples import IGNORE_INDEX, PanopticExample, SegmentLabel, build_target
 from zsseg.data.vocabularies import build_vocabulary, clean_category_texts, mark_unseen
 from zsseg.image_loading import load_image
 from zsseg.structures import PanopticSegmentation
 from zsseg.vocabulary import Vocabulary
 
-_IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 _LABEL_MODES = ("L", "P", "I", "I;16", "I;16B")
 _SHOWN = 5
 
@@ -93,6 +100,7 @@ class SemanticMapDataset:
         vocabulary: labels to use instead of those of the class file, matched by category id; pixels of
             classes it lacks become void.
         clean_names: clean the class file's names for text encoders.
+        problems: takes what is wrong with single pictures or labels, which are then left out; None raises.
 
     Attributes:
         vocabulary: the labels that targets refer to.
@@ -110,6 +118,7 @@ class SemanticMapDataset:
         classes_json: str | os.PathLike[str] | None = None,
         vocabulary: Vocabulary | None = None,
         clean_names: bool = True,
+        problems: list[DataProblem] | None = None,
     ) -> None:
         self.folder = Path(folder)
         classes_path = Path(classes_json) if classes_json is not None else _find_class_file(self.folder)
@@ -117,14 +126,14 @@ class SemanticMapDataset:
         self._class_ids = _read_class_ids(classes["classes"], classes_path)
         self._file_ignore_index = int(classes["ignore_index"])
         self.vocabulary = (
-            _vocabulary_of(classes, classes_path, clean_names) if vocabulary is None else vocabulary
+            _vocabulary_of(classes, classes_path, clean_names, problems) if vocabulary is None else vocabulary
         )
         if not self._class_ids & self.vocabulary.label_id_by_category_id.keys():
             raise ValueError(
                 f"no category id of the vocabulary is a class of {classes_path}: expected some of "
                 f"{sorted(self._class_ids)[:10]}, got {sorted(self.vocabulary.label_id_by_category_id)[:10]}"
             )
-        self.file_names = _pair_files(self.folder)
+        self.file_names = _pair_files(self.folder, problems)
 
     def __len__(self) -> int:
         return len(self.file_names)
@@ -159,21 +168,64 @@ class SemanticMapDataset:
 
     def _read_label_ids(self, index: int) -> NDArray[np.int32]:
         """(H, W) int32 label ids, -1 where unknown."""
+        by_category_id = self.vocabulary.label_id_by_category_id
+        label_ids = {class_id: by_category_id.get(class_id, -1) for class_id in self._class_ids}
         path = self.folder / "labels" / f"{Path(self.file_names[index]).stem}.png"
-        values = _read_label_png(path)
-        present = np.unique(values)
-        unknown = [int(v) for v in present if int(v) not in self._class_ids | {self._file_ignore_index}]
-        if unknown:
+        try:
+            return read_label_map(path, {**label_ids, self._file_ignore_index: -1})
+        except UnknownValuesError as error:
             raise ValueError(
                 f"{path} holds values that are neither a class id nor the ignore_index "
-                f"{self._file_ignore_index}: {unknown[:10]}; add the classes to classes.json"
-            )
-        by_category_id = self.vocabulary.label_id_by_category_id
-        table = np.full(int(present.max()) + 1, -1, dtype=np.int32)
-        for value in present.tolist():
-            if value != self._file_ignore_index:
-                table[value] = by_category_id.get(value, -1)
-        return table[values]
+                f"{self._file_ignore_index}: {error.values[:10]}; add the classes to classes.json; "
+                f"{CHECK_HINT}"
+            ) from error
+
+
+class UnknownValuesError(ValueError):
+    """Pixels whose values stand for nothing.
+
+    Attributes:
+        values: the values, in ascending order.
+    """
+
+    def __init__(self, path: Path, values: list[int]) -> None:
+        super().__init__(f"{path} holds values that stand for no label and are not ignored: {values[:10]}")
+        self.values = values
+
+
+def read_label_map(path: Path, label_id_by_value: Mapping[int, int]) -> NDArray[np.int32]:
+    """Read a PNG whose pixels say their class by number.
+
+    Args:
+        path: single-channel, or with a palette, of which the indices count.
+        label_id_by_value: for every value that may occur; −1 for those of unknown pixels.
+
+    Returns:
+        (H, W) int32 label ids, −1 where unknown.
+
+    Raises:
+        UnknownValuesError: if pixels hold other values.
+        ValueError: if the file is no such PNG.
+    """
+    values = _read_label_png(path)
+    present = np.unique(values)
+    if unknown := [value for value in present.tolist() if value not in label_id_by_value]:
+        raise UnknownValuesError(path, unknown)
+    table = np.full(int(present.max()) + 1, -1, dtype=np.int32)
+    for value in present.tolist():
+        table[value] = label_id_by_value[value]
+    return table[values]
+
+
+def read_class_file(path: str | os.PathLike[str], *, clean_names: bool = True) -> Vocabulary:
+    """The labels of a ``classes.json``, as :class:`SemanticMapDataset` takes it.
+
+    Raises:
+        ValueError: if it is not in that format.
+    """
+    classes = read_annotation_json(path, ("classes",))
+    _read_class_ids(classes["classes"], Path(path))
+    return _vocabulary_of(classes, Path(path), clean_names, None)
 
 
 def _find_class_file(folder: Path) -> Path:
@@ -192,31 +244,48 @@ def _read_class_ids(classes: Any, path: Path) -> frozenset[int]:
     return frozenset(int(entry["id"]) for entry in classes)
 
 
-def _vocabulary_of(classes: Mapping[str, Any], path: Path, clean_names: bool) -> Vocabulary:
-    vocabulary = build_vocabulary(classes["classes"], clean_names=clean_names, source=str(path))
+def _vocabulary_of(
+    classes: Mapping[str, Any], path: Path, clean_names: bool, problems: list[DataProblem] | None
+) -> Vocabulary:
+    entries = keep_named(classes["classes"], problems, path)
+    vocabulary = build_vocabulary(entries, clean_names=clean_names, source=str(path))
     unseen = classes.get("unseen_split", [])
     names = [clean_category_texts(name)[0] for name in unseen] if clean_names else unseen
     return mark_unseen(vocabulary, names)
 
 
-def _pair_files(folder: Path) -> tuple[str, ...]:
+def _pair_files(folder: Path, problems: list[DataProblem] | None) -> tuple[str, ...]:
+    """File names of the pictures that have a map, sorted; what has no partner is noted or raised."""
     listed = list_folder(folder / "images", "image")
-    images = [name for name in listed if name.lower().endswith(_IMAGE_SUFFIXES)]
+    images = [name for name in listed if name.lower().endswith(IMAGE_SUFFIXES)]
     labels = {Path(name).stem for name in list_folder(folder / "labels", "label") if name.endswith(".png")}
-    stems = [Path(name).stem for name in images]
-    if len(set(stems)) != len(stems):
-        repeated = sorted({stem for stem in stems if stems.count(stem) > 1})
-        raise ValueError(f"{folder / 'images'} holds more than one picture named {repeated[:_SHOWN]}")
-    problems = []
-    if unlabelled := sorted(set(stems) - labels):
-        problems.append(f"{len(unlabelled)} of {len(stems)} images have no label map: {_few(unlabelled)}")
-    if unpictured := sorted(labels - set(stems)):
-        problems.append(f"{len(unpictured)} of {len(labels)} label maps have no image: {_few(unpictured)}")
-    if not stems:
-        problems.append("there are no images")
-    if problems:
-        raise FileNotFoundError(f"{folder}: {'; '.join(problems)}")
-    return tuple(images)
+    counts = Counter(Path(name).stem for name in images)
+    repeated = sorted(stem for stem, count in counts.items() if count > 1)
+    unlabelled, unpictured = sorted(counts.keys() - labels), sorted(labels - counts.keys())
+    if problems is None:
+        if repeated:
+            raise ValueError(f"{folder / 'images'} holds more than one picture named {repeated[:_SHOWN]}")
+        faults = []
+        if unlabelled:
+            faults.append(f"{len(unlabelled)} of {len(counts)} images have no label map: {_few(unlabelled)}")
+        if unpictured:
+            faults.append(f"{len(unpictured)} of {len(labels)} label maps have no image: {_few(unpictured)}")
+        if not images:
+            faults.append("there are no images")
+        if faults:
+            raise FileNotFoundError(f"{folder}: {'; '.join(faults)}")
+        return tuple(images)
+    for name in images:
+        stem = Path(name).stem
+        if counts[stem] > 1:
+            problems.append(DataProblem(name, f"{counts[stem]} pictures in images/ are named {stem}"))
+        elif stem not in labels:
+            problems.append(DataProblem(name, f"there is no map labels/{stem}.png for this picture"))
+    problems += [
+        DataProblem(f"{stem}.png", f"there is no picture in images/ for the map labels/{stem}.png")
+        for stem in unpictured
+    ]
+    return tuple(name for name in images if counts[Path(name).stem] == 1 and Path(name).stem in labels)
 
 
 def _few(names: list[str]) -> str:

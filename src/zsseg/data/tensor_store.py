@@ -6,11 +6,13 @@ import logging
 import re
 from bisect import bisect_right
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from filelock import FileLock, Timeout
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
@@ -164,7 +166,8 @@ def build_tensor_store(
 
     A shard appears under its name only when it is complete and on disk. Shards that are there are kept if
     they are of this identity and layout and their digest fits; all others are computed anew, and the log says
-    why. One process builds; others wait for it.
+    why. Of several processes that call this, on one machine or on several that share the disk, one builds;
+    the others wait for it.
 
     Args:
         folder: of this store alone; made if it is not there.
@@ -184,6 +187,45 @@ def build_tensor_store(
         raise ValueError(f"num_items and shard_size must be 1 or more, got {num_items} and {shard_size}")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
+    with _only_builder(folder, description) as others_built:
+        if others_built:
+            # They have checked what is there; where they failed, this process goes on.
+            with suppress(TensorStoreError):
+                return TensorStore.open(folder, identity, num_items=num_items)
+        _build_missing(folder, identity, num_items, compute, shard_size, description, progress=progress)
+    return TensorStore.open(folder, identity, num_items=num_items)
+
+
+@contextmanager
+def _only_builder(folder: Path, description: str) -> Iterator[bool]:
+    """Let one process after the other build, on any machine that sees the folder; whether this one waited.
+
+    The lock ends with its process, also if that is killed.
+    """
+    lock = FileLock(folder.parent / f".{folder.name}.lock")
+    try:
+        lock.acquire(blocking=False)
+        has_waited = False
+    except Timeout:
+        logger.info("%s: another process builds %s, this one waits", description, folder)
+        lock.acquire()
+        has_waited = True
+    try:
+        yield has_waited
+    finally:
+        lock.release()
+
+
+def _build_missing(
+    folder: Path,
+    identity: Mapping[str, str],
+    num_items: int,
+    compute: Compute,
+    shard_size: int,
+    description: str,
+    *,
+    progress: bool,
+) -> None:
     ranges = [range(start, min(start + shard_size, num_items)) for start in range(0, num_items, shard_size)]
     wanted = {
         _shard_name(items): _ShardHeader(dict(identity), num_items, shard_size, items.start, items.stop, "")
@@ -200,7 +242,6 @@ def build_tensor_store(
             if name not in kept:
                 _write_shard(folder / name, wanted[name], compute(items))
             bar.update(len(items))
-    return TensorStore.open(folder, identity, num_items=num_items)
 
 
 def _shard_name(items: range) -> str:

@@ -52,7 +52,7 @@ def build_vocabulary(
         source: what errors call the list.
 
     Raises:
-        ValueError: if an entry has no name, or two names are equal after cleaning.
+        ValueError: if there is no entry, one has no name, or two names are equal after cleaning.
     """
     categories = []
     for position, entry in enumerate(entries):
@@ -69,10 +69,18 @@ def build_vocabulary(
                 category_id=None if category_id is None else int(category_id),
             )
         )
+    if not categories:
+        raise ValueError(f'{source} names no label; expected at least one entry with "name" and "id"')
     try:
         return Vocabulary(tuple(categories))
     except ValueError as error:
-        fix = "; pass clean_names=False to keep the names as published" if clean_names else ""
+        # Cleaning makes names equal, never ids.
+        is_of_names = clean_names and "ids" not in str(error)
+        fix = (
+            "; pass clean_names=False (--label-names raw) to keep the names as published"
+            if is_of_names
+            else ""
+        )
         raise ValueError(f"{source}: {error}{fix}") from error
 
 

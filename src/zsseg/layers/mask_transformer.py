@@ -25,15 +25,20 @@ class MaskTransformerFeatures:
         query_embeds: per decoder layer (first entry: before any layer) the layer-normed queries (B, Q, d).
         mask_logits: per decoder layer the masks (B, Q, h, w) before the sigmoid.
         pixel_embeds: (B, d, h, w), the pixel decoder's finest features.
+        hidden_states: per decoder layer (first entry: before any layer) the queries (B, Q, d) as the next
+            layer takes them.
+        attentions: per decoder layer the queries' attention to each other (B, heads, Q, Q); only on request.
     """
 
     query_embeds: tuple[torch.Tensor, ...]
     mask_logits: tuple[torch.Tensor, ...]
     pixel_embeds: torch.Tensor
+    hidden_states: tuple[torch.Tensor, ...]
+    attentions: tuple[torch.Tensor, ...] | None
 
 
 def compute_mask_transformer_features(
-    mask_transformer: Mask2FormerModel, pixel_values: torch.Tensor
+    mask_transformer: Mask2FormerModel, pixel_values: torch.Tensor, *, output_attentions: bool = False
 ) -> MaskTransformerFeatures:
     """Run the model once.
 
@@ -43,12 +48,17 @@ def compute_mask_transformer_features(
     Args:
         mask_transformer: the public model.
         pixel_values: (B, 3, H, W), normalised.
+        output_attentions: return the attentions too.
     """
-    outputs = mask_transformer(pixel_values, output_hidden_states=True, return_dict=True)
+    outputs = mask_transformer(
+        pixel_values, output_hidden_states=True, output_attentions=output_attentions, return_dict=True
+    )
     return MaskTransformerFeatures(
         query_embeds=tuple(
             state.transpose(0, 1) for state in outputs.transformer_decoder_intermediate_states
         ),
         mask_logits=tuple(outputs.masks_queries_logits),
         pixel_embeds=outputs.pixel_decoder_last_hidden_state,
+        hidden_states=tuple(state.transpose(0, 1) for state in outputs.transformer_decoder_hidden_states),
+        attentions=outputs.attentions,
     )

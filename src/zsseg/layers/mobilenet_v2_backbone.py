@@ -11,6 +11,7 @@ import torch
 from transformers import MobileNetV2Config, MobileNetV2Model, MobileNetV2PreTrainedModel
 from transformers.backbone_utils import BackboneConfigMixin, BackboneMixin
 from transformers.modeling_outputs import BackboneOutput
+from transformers.utils import can_return_tuple
 
 STAGE_LAST_LAYERS = {"stage1": 1, "stage2": 4, "stage3": 11, "stage4": 15}
 """Stage → index of its last inverted residual block; strides 4, 8, 16 and 32."""
@@ -93,16 +94,26 @@ class MobileNetV2Backbone(BackboneMixin, MobileNetV2PreTrainedModel):
             )
         return model
 
-    def forward(self, pixel_values: torch.Tensor, **_: object) -> BackboneOutput:
+    @can_return_tuple
+    def forward(
+        self, pixel_values: torch.Tensor, output_hidden_states: bool | None = None, **_: object
+    ) -> BackboneOutput:
         """Feature maps of the configured stages.
 
         Args:
             pixel_values: (B, 3, H, W).
+            output_hidden_states: return every block's too; None asks the configuration.
 
         Returns:
-            ``feature_maps``: one (B, C, H / stride, W / stride) tensor per stage in ``out_features``.
+            ``feature_maps``: one (B, C, H / stride, W / stride) tensor per stage in ``out_features``; and
+            ``hidden_states``, one per block, on request.
         """
-        hidden_states = self.mobilenet_v2(pixel_values, output_hidden_states=True).hidden_states
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        hidden_states = self.mobilenet_v2(
+            pixel_values, output_hidden_states=True, return_dict=True
+        ).hidden_states
         return BackboneOutput(
-            feature_maps=tuple(hidden_states[STAGE_LAST_LAYERS[stage]] for stage in self.out_features)
+            feature_maps=tuple(hidden_states[STAGE_LAST_LAYERS[stage]] for stage in self.out_features),
+            hidden_states=hidden_states if output_hidden_states else None,
         )

@@ -31,7 +31,11 @@ def compute_cosine_class_logits(
     Raises:
         ValueError: if the widths differ or ``text_label_ids`` does not fit.
     """
-    if text_embeds.ndim != 2 or not len(text_embeds) or text_embeds.shape[-1] != semantic_embeds.shape[-1]:
+    if (
+        text_embeds.ndim != 2
+        or text_embeds.shape[0] == 0
+        or text_embeds.shape[-1] != semantic_embeds.shape[-1]
+    ):
         raise ValueError(
             f"text_embeds must be (texts, {semantic_embeds.shape[-1]}), one text or more, to match the "
             f"semantic projector, got {tuple(text_embeds.shape)}: use the text tower (or vectors) that the "

@@ -178,7 +178,7 @@ def _load_tower(
     tower_class: type[PreTrainedModel], name: str | os.PathLike[str], config: PreTrainedConfig
 ) -> PreTrainedModel:
     try:
-        with _without_load_report():
+        with without_load_report():
             loaded: Any = tower_class.from_pretrained(
                 name, config=config, ignore_mismatched_sizes=True, output_loading_info=True
             )
@@ -193,14 +193,24 @@ def _load_tower(
     return tower
 
 
-def _load_from_open_clip(name: str) -> VisionLanguageTeacher:
+def import_open_clip() -> Any:
+    """The package.
+
+    Raises:
+        ImportError: if it, or the torchvision that it needs, cannot be imported.
+    """
     try:
         import open_clip
     except (ImportError, RuntimeError) as error:  # torchvision of another build raises RuntimeError
         raise ImportError(
-            f"a teacher of open_clip needs the package open_clip_torch and a torchvision that fits torch "
-            f"({error}): pip install 'zsseg[clip]'"
+            f"this needs the package open_clip_torch and a torchvision that fits torch ({error}): pip "
+            "install 'zsseg[clip]'"
         ) from error
+    return open_clip
+
+
+def _load_from_open_clip(name: str) -> VisionLanguageTeacher:
+    open_clip = import_open_clip()
     if name.startswith(OPEN_CLIP_SCHEMAS):
         model = open_clip.create_model(name, require_pretrained=True)
     else:
@@ -243,8 +253,8 @@ def _check_open_clip_name(open_clip: Any, architecture: str, tag: str) -> None:
 
 
 @contextmanager
-def _without_load_report() -> Iterator[None]:
-    """Transformers reports the weights of the text tower as left over, which they are meant to be."""
+def without_load_report() -> Iterator[None]:
+    """Transformers reports the weights of the other tower as left over, which they are meant to be."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zsseg.losses.across_processes import mean_over_processes, raise_in_all_processes
 from zsseg.losses.mask_losses import compute_dice_loss, compute_mask_cross_entropy
 from zsseg.losses.matching import Match, compute_class_costs, compute_mask_costs, match_queries
 from zsseg.losses.point_sampling import (
@@ -59,7 +60,8 @@ class SetCriterion:
     On every decoder layer, queries are matched one to one with the image's segments at the lowest sum of
     class, mask and dice costs. Queries learn a class by weighted cross-entropy (unmatched ones "no
     object", the last column), matched ones also learn their segment's mask by binary cross-entropy and dice,
-    each summed over pairs and divided by the number of segments in the batch, averaged over processes.
+    each summed over pairs and divided by the number of segments. Weights of classes and segments are counted
+    over the batches of all processes, so that these learn what one process learns from all batches.
 
     Masks are compared on points instead of pixels: matching on ``num_points`` uniform points, mask losses on
     ``num_points`` points of which ``importance_sample_ratio`` are the most uncertain of
@@ -211,19 +213,23 @@ class SetCriterion:
                 ),
                 strict=True,
             )
-            matches = match_queries(torch.stack(costs), counts)
+            matches = _match_everywhere(torch.stack(costs), counts)
             loss_targets = _read_targets(mask_labels, label_mask, loss_points.to(device))
-            num_masks = _count_masks(sum(counts), device)
-            terms = []
+            sums, class_weights = [], []
             for classes, masks, is_unknown, layer_matches in zip(
                 widened, mask_logits, unknown, matches, strict=True
             ):
                 cross_entropy, dice = self._compute_mask_losses(masks, loss_targets, layer_matches)
-                class_loss = self._compute_class_loss(classes, labels, is_unknown, layer_matches)
-                terms.append(
-                    torch.stack((class_loss, cross_entropy.sum() / num_masks, dice.sum() / num_masks))
-                )
-            by_layer = torch.stack(terms)
+                class_sum, class_weight = self._sum_class_loss(classes, labels, is_unknown, layer_matches)
+                sums.append(torch.stack((class_sum, cross_entropy.sum(), dice.sum())))
+                class_weights.append(class_weight)
+            # (L + 1,), one message for all layers
+            own_counts = torch.stack((*class_weights, class_weights[0].new_tensor(float(sum(counts)))))
+            totals = mean_over_processes(own_counts)
+            # Where there is nothing to divide, the sum is 0 and so is the mean.
+            divisors = torch.where(totals > 0, totals, 1.0)
+            num_masks = divisors[-1].expand(len(matches))
+            by_layer = torch.stack(sums) / torch.stack((divisors[:-1], num_masks, num_masks), dim=1)
             weights = by_layer.new_tensor((self.class_weight, self.mask_weight, self.dice_weight))
             loss = (by_layer.sum(dim=0) * weights).sum()
         names = ("class", "mask", "dice")
@@ -251,10 +257,10 @@ class SetCriterion:
         outside_labels = (is_inside * ~targets.is_valid[:, :, None]).sum(dim=1)
         return costs, 2 * outside_labels > is_inside.sum(dim=1)
 
-    def _compute_class_loss(
+    def _sum_class_loss(
         self, class_logits: Tensor, labels: Tensor, is_unknown: Tensor, matches: Sequence[Match]
-    ) -> Tensor:
-        """Cross-entropy over the queries of one layer, a mean weighted by the labels' weights."""
+    ) -> tuple[Tensor, Tensor]:
+        """Cross-entropy of one layer's queries, weighted by their labels: the sum, and the sum of weights."""
         num_columns = class_logits.shape[-1]
         no_object = num_columns - 1
         learned = torch.where(is_unknown, UNKNOWN_LABEL, no_object)
@@ -269,9 +275,7 @@ class SetCriterion:
             ignore_index=UNKNOWN_LABEL,
             reduction="sum",
         )
-        total = weight[learned[learned != UNKNOWN_LABEL]].sum()
-        # Where no query learns a class, the sum is 0 and so is the mean.
-        return summed / torch.where(total > 0, total, 1.0)
+        return summed, weight[learned[learned != UNKNOWN_LABEL]].sum()
 
     def _compute_mask_losses(
         self, mask_logits: Tensor, targets: _PointTargets, matches: Sequence[Match]
@@ -328,13 +332,16 @@ def _read_targets(mask_labels: Sequence[Tensor], label_mask: Tensor | None, poin
     return _PointTargets(points, masks, is_valid)
 
 
-def _count_masks(num_targets: int, device: torch.device) -> Tensor:
-    """Mean number of target segments per process, at least 1."""
-    num_masks = torch.tensor(float(num_targets), device=device)
-    if torch.distributed.is_available() and torch.distributed.is_initialized():
-        torch.distributed.all_reduce(num_masks)
-        num_masks /= torch.distributed.get_world_size()
-    return num_masks.clamp(min=1)
+def _match_everywhere(costs: Tensor, counts: Sequence[int]) -> list[list[Match]]:
+    """Match, or raise in all processes: one that stopped alone would leave the others waiting for it."""
+    matches: list[list[Match]] = []
+    failure = None
+    try:
+        matches = match_queries(costs, counts)
+    except ValueError as error:
+        failure = error
+    raise_in_all_processes(failure)
+    return matches
 
 
 def _check_shapes(

@@ -10,6 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zsseg.losses.across_processes import gather_rows
+
 
 def compute_global_alignment_loss(
     semantic_embeds: Tensor,
@@ -155,7 +157,7 @@ class TokenBank:
         """Add the tokens of a batch, of all processes in the order of their ranks; the oldest make room.
 
         Args:
-            tokens: (B, D), B equal in all processes.
+            tokens: (B, D).
             image_keys: (B,) int64.
 
         Raises:
@@ -164,7 +166,7 @@ class TokenBank:
         _check_shape("tokens", tokens, (len(tokens), self.tokens.shape[1]))
         _check_shape("image_keys", image_keys, (len(tokens),))
         device = tokens.device
-        gathered = _gather(tokens.detach().float()), _gather(image_keys.to(device))
+        gathered = gather_rows(tokens.detach().float()), gather_rows(image_keys.to(device))
         start = max(0, len(self.tokens) + len(gathered[0]) - self.size)
         self.tokens = torch.cat((self.tokens.to(device), gathered[0]))[start:]
         self.image_keys = torch.cat((self.image_keys.to(device), gathered[1]))[start:]
@@ -183,15 +185,6 @@ class TokenBank:
         _check_shape("tokens", tokens, (min(len(tokens), self.size), self.tokens.shape[1]))
         _check_shape("image_keys", image_keys, (len(tokens),))
         self.tokens, self.image_keys = tokens, image_keys
-
-
-def _gather(values: Tensor) -> Tensor:
-    """The rows of all processes, one after the other."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return values
-    parts = [torch.empty_like(values) for _ in range(torch.distributed.get_world_size())]
-    torch.distributed.all_gather(parts, values.contiguous())
-    return torch.cat(parts)
 
 
 def _check_temperatures(*temperatures: float) -> None:

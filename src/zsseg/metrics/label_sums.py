@@ -23,7 +23,7 @@ class LabelSumsMetric:
         self.vocabulary = vocabulary
         self.num_images = 0
         self._sums: dict[str, NDArray[Any]] = {
-            name: np.zeros(len(vocabulary), dtype=dtype) for name, dtype in self.SUM_DTYPES.items()
+            name: np.zeros(shape, dtype=self.SUM_DTYPES[name]) for name, shape in self._sum_shapes().items()
         }
 
     def merge(self, other: Self) -> None:
@@ -58,7 +58,7 @@ class LabelSumsMetric:
         Raises:
             ValueError: if names or shapes are not those of this metric and vocabulary.
         """
-        shapes = {name: (len(self.vocabulary),) for name in self.SUM_DTYPES} | {"num_images": ()}
+        shapes: dict[str, tuple[int, ...]] = {**self._sum_shapes(), "num_images": ()}
         given = {name: np.shape(values) for name, values in state.items()}
         if given != shapes:
             raise ValueError(
@@ -67,6 +67,10 @@ class LabelSumsMetric:
             )
         self._sums = {name: np.array(state[name], dtype=dtype) for name, dtype in self.SUM_DTYPES.items()}
         self.num_images = int(state["num_images"])
+
+    def _sum_shapes(self) -> dict[str, tuple[int, ...]]:
+        """How many values each sum has: one a label, unless a metric says otherwise."""
+        return {name: (len(self.vocabulary),) for name in self.SUM_DTYPES}
 
     def _add_image_sums(self, sums: Mapping[str, NDArray[Any]], num_images: int) -> None:
         for name, values in sums.items():

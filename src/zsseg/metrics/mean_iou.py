@@ -70,7 +70,24 @@ class MeanIoU(LabelSumsMetric):
             ValueError: if the maps differ in size, are not two-dimensional integers, or hold another value
                 (a prediction may, where the target is ignored); nothing is added then.
         """
-        prediction_labels, target_labels, lengths = find_runs(prediction, target)
+        self.add_runs(*find_runs(prediction, target))
+
+    def add_runs(
+        self,
+        prediction_labels: NDArray[np.int64],
+        target_labels: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+    ) -> None:
+        """Add one image of which only the pixels of each pair of labels are known.
+
+        Args:
+            prediction_labels: (R,) label ids, or ``ignore_index``.
+            target_labels: (R,) likewise.
+            lengths: (R,) how many pixels have this pair.
+
+        Raises:
+            ValueError: as :meth:`update`, for the labels.
+        """
         counts = target_labels != self.ignore_index
         prediction_labels, target_labels, lengths = (
             prediction_labels[counts],
@@ -78,18 +95,8 @@ class MeanIoU(LabelSumsMetric):
             lengths[counts],
         )
         self._check_labels(target_labels, "target")
-        is_predicted = prediction_labels != self.ignore_index
-        predicted_labels = prediction_labels[is_predicted]
-        self._check_labels(predicted_labels, "prediction")
-        is_right = prediction_labels == target_labels
-        self._add_image_sums(
-            {
-                "intersections": self._areas(target_labels[is_right], lengths[is_right]),
-                "prediction_areas": self._areas(predicted_labels, lengths[is_predicted]),
-                "target_areas": self._areas(target_labels, lengths),
-            },
-            num_images=1,
-        )
+        self._check_labels(prediction_labels[prediction_labels != self.ignore_index], "prediction")
+        self._add_image_sums(self._sum_runs(prediction_labels, target_labels, lengths), num_images=1)
 
     def compute(self) -> dict[str, float]:
         """All averages by name, in [0, 1]; see the class for the names.
@@ -113,6 +120,21 @@ class MeanIoU(LabelSumsMetric):
         """
         self._check_has_images()
         return dict(zip(self.vocabulary.names, self._iou().tolist(), strict=True))
+
+    def _sum_runs(
+        self,
+        prediction_labels: NDArray[np.int64],
+        target_labels: NDArray[np.int64],
+        lengths: NDArray[np.int64],
+    ) -> dict[str, NDArray[np.int64]]:
+        """The sums by label of runs that count."""
+        is_predicted = prediction_labels != self.ignore_index
+        is_right = prediction_labels == target_labels
+        return {
+            "intersections": self._areas(target_labels[is_right], lengths[is_right]),
+            "prediction_areas": self._areas(prediction_labels[is_predicted], lengths[is_predicted]),
+            "target_areas": self._areas(target_labels, lengths),
+        }
 
     def _unions(self) -> NDArray[np.int64]:
         return self._sums["prediction_areas"] + self._sums["target_areas"] - self._sums["intersections"]

@@ -29,6 +29,8 @@ class ZeroShotSegmentationOutput(ModelOutput):
         valid_fractions: (B, 2) float32, the share of height and width that is picture; the rest is padding.
         losses: the parts of the loss by name, detached.
         matches: with labels only: per image which queries were matched with which of its masks.
+        hidden_states: on request: the queries (B, Q, d) before the first decoder layer and behind each.
+        attentions: on request: per decoder layer the queries' attention to each other (B, heads, Q, Q).
     """
 
     loss: Tensor | None = None
@@ -40,6 +42,8 @@ class ZeroShotSegmentationOutput(ModelOutput):
     valid_fractions: Tensor | None = None
     losses: dict[str, Tensor] | None = None
     matches: list[Match] | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
 
 
 def compute_valid_fractions(pixel_values: Tensor, pixel_mask: Tensor | None) -> Tensor:
@@ -63,6 +67,7 @@ def load_whole(
     model_types: Collection[str],
     *,
     unused_weights: tuple[str, ...] = (),
+    allow_left_over: bool = True,
 ) -> Any:
     """A part's pretrained model, whose checkpoint must be of a known type and hold all weights in use.
 
@@ -71,15 +76,21 @@ def load_whole(
         name_or_path: folder or Hub id.
         model_types: those that ``model_class`` reads.
         unused_weights: beginnings of the names of weights that may be missing.
+        allow_left_over: the checkpoint may hold weights that the class does not have.
 
     Raises:
         OSError: if nothing is found there, or the file is damaged.
-        ValueError: if the model type is another, or weights are missing or of other shapes.
+        ValueError: if the model type is another, or weights are missing, of other shapes or left over.
     """
     _check_model_type(name_or_path, model_types, model_class.__name__)
     model, info = _load(model_class, name_or_path)
     info["missing_keys"] = {key for key in info["missing_keys"] if not key.startswith(unused_weights)}
     _check_complete(info, name_or_path, model_class.__name__)
+    if not allow_left_over and (left := sorted(map(str, info["unexpected_keys"]))):
+        raise ValueError(
+            f"the checkpoint {str(name_or_path)!r} holds {len(left)} weights that {model_class.__name__} "
+            f"does not have, first {left[:5]}: it is of another model, or of another version of transformers"
+        )
     return model
 
 
@@ -136,6 +147,8 @@ class ZeroShotSegmentationPreTrainedModel(PreTrainedModel):
     input_modalities = ("image", "text")
     frozen_modules: ClassVar[tuple[str, ...]] = ()
     """Names of the parts, where a model has them, that are never trained and never drop out."""
+    unused_with_text_embeds: ClassVar[tuple[str, ...]] = ()
+    """Names of the parts that a prediction by ``text_embeds`` never runs; an exported model is without."""
 
     def freeze(self) -> None:
         """Freeze the frozen modules; for the end of ``__init__``, and done after loading."""

@@ -5,6 +5,7 @@ from typing import Any
 from transformers.utils import ModelOutput
 
 from zsseg.pipelines.zero_shot_segmentation import ZeroShotSegmentationPipeline, build_records
+from zsseg.structures import PanopticSegmentation
 from zsseg.vocabulary import Vocabulary
 
 
@@ -25,10 +26,16 @@ class ZeroShotPanopticSegmentationPipeline(ZeroShotSegmentationPipeline):
         self, model_outputs: ModelOutput, vocabulary: Vocabulary, **thresholds: float
     ) -> list[dict[str, Any]]:
         """Logits of one picture → its segments."""
+        return build_records(self.merge(model_outputs, vocabulary, **thresholds), vocabulary)
+
+    def merge(
+        self, model_outputs: ModelOutput, vocabulary: Vocabulary, **thresholds: float
+    ) -> PanopticSegmentation:
+        """Logits of one picture → things and stuff in one map."""
         (segmentation,) = self.processor.merge_panoptic(
             model_outputs,
             stuff_label_ids=vocabulary.stuff_label_ids,
             target_sizes=[model_outputs.target_size],
             **thresholds,
         )
-        return build_records(segmentation, vocabulary)
+        return segmentation

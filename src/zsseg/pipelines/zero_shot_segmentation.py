@@ -195,6 +195,12 @@ class ZeroShotSegmentationPipeline(Pipeline):
                     else:
                         yield self.postprocess(next(outputs), **postprocess_params)
 
+    @abstractmethod
+    def merge(
+        self, model_outputs: ModelOutput, vocabulary: Vocabulary, **options: float
+    ) -> PanopticSegmentation:
+        """Logits of one picture → its map; what files and tables of results are made of."""
+
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: Any) -> None:
         """Write model and processor; :func:`transformers.pipeline` reads the folder back.
 

@@ -1,7 +1,7 @@
 """Folders that appear whole or not at all."""
 
-import os
 import shutil
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,9 +19,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     """
     folder = Path(folder)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    unfinished, replaced = (
-        folder.with_name(f".{folder.name}.{os.getpid()}.{end}") for end in ("part", "old")
-    )
+    mark = uuid.uuid4().hex
+    unfinished, replaced = (folder.with_name(f".{folder.name}.{mark}.{end}") for end in ("part", "old"))
     unfinished.mkdir()
     try:
         yield unfinished
@@ -33,7 +32,12 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
                     "or remove them"
                 )
             folder.rename(replaced)
-        unfinished.rename(folder)
+        try:
+            unfinished.rename(folder)
+        except OSError:
+            if replaced.exists():
+                replaced.rename(folder)
+            raise
         shutil.rmtree(replaced, ignore_errors=True)
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -2,6 +2,9 @@
 
 from pathlib import Path
 
+CONVERSION_MARK = "zsseg-conversion"
+"""Around what a converter's card says of the origin of the weights."""
+
 
 def replace_marked_section(document: Path, name: str, content: str) -> None:
     """Put ``content`` between the lines ``<!-- name -->`` and ``<!-- /name -->`` of a document.
@@ -12,8 +15,21 @@ def replace_marked_section(document: Path, name: str, content: str) -> None:
     """
     begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     text = document.read_text(encoding="utf-8")
-    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+    if find_marked_section(text, name) is None:
         raise ValueError(f"{document} must hold the line {begin} once and, below, {end} once: add them")
     before, _, rest = text.partition(begin)
     _, _, after = rest.partition(end)
-    document.write_text(f"{before}{begin}\n{content}\n{end}{after}", encoding="utf-8")
+    document.write_text(before + build_marked_section(name, content) + after, encoding="utf-8")
+
+
+def build_marked_section(name: str, content: str) -> str:
+    """``content`` between its two lines."""
+    return f"<!-- {name} -->\n{content}\n<!-- /{name} -->"
+
+
+def find_marked_section(text: str, name: str) -> str | None:
+    """What stands between the two lines, None if they do not stand there once and in this order."""
+    begin, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    if text.count(begin) != 1 or text.count(end) != 1 or text.index(begin) > text.index(end):
+        return None
+    return text.partition(begin)[2].partition(end)[0].strip()

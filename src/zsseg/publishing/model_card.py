@@ -1,8 +1,6 @@
 """Model cards: everything in them follows from the report of an evaluation."""
 
-from collections.abc import Iterable, Mapping, Sequence
-from importlib.resources import files
-from string import Template
+from collections.abc import Mapping, Sequence
 
 from huggingface_hub import EvalResult, ModelCardData
 
@@ -15,6 +13,8 @@ from zsseg.data.patchwork.categories import (
 )
 from zsseg.data.patchwork.splits import load_patchwork_split
 from zsseg.metrics.class_averages import group_label_ids
+from zsseg.publishing.card_tables import build_table, format_percent, spell
+from zsseg.publishing.card_templates import load_template
 from zsseg.training.patchwork_clip_report import WORDS, PatchworkClipReport
 from zsseg.training.patchwork_report import GROUPS, BenchmarkedModel, PatchworkReport, PatchworkRow
 
@@ -65,7 +65,7 @@ def build_patchwork_card(
     vocabulary = build_patchwork_vocabulary(load_patchwork_split(split))
     unseen = [vocabulary[label_id] for label_id in vocabulary.unseen_label_ids]
     model = report.model
-    return _load_template("concat_patchwork.md").substitute(
+    return load_template("concat_patchwork.md").substitute(
         front_matter=_build_front_matter(report).to_yaml(),
         name=model.name,
         parameters=f"{model.parameters / 1e6:.1f}",
@@ -98,18 +98,18 @@ def build_patchwork_clip_card(report: PatchworkClipReport) -> str:
     members = group_label_ids(vocabulary)
     groups = [
         (
-            _spell(ending) or "all",
+            spell(ending) or "all",
             str(len(members[metric_ending])),
-            _percent(figures[f"top1{ending}"]),
-            _percent(figures[f"top1_segments{ending}"]),
+            format_percent(figures[f"top1{ending}"]),
+            format_percent(figures[f"top1_segments{ending}"]),
         )
         for ending, metric_ending in GROUPS.items()
     ]
     confusions = [
-        (each.name, each.taken_for, str(each.times), _percent(each.share))
+        (each.name, each.taken_for, str(each.times), format_percent(each.share))
         for each in report.list_confusions(NUM_CONFUSIONS)
     ]
-    return _load_template("patchwork_clip.md").substitute(
+    return load_template("patchwork_clip.md").substitute(
         front_matter=_build_clip_front_matter(report).to_yaml(),
         parameters=f"{report.model.parameters / 1e6:.1f}",
         text_parameters=f"{report.model.parameters_text_tower / 1e6:.1f}",
@@ -126,9 +126,9 @@ def build_patchwork_clip_card(report: PatchworkClipReport) -> str:
         segments=f"{report.build_counts().sum():,}",
         split=report.split,
         num_unseen=len(vocabulary.unseen_label_ids),
-        groups=_build_table(("labels", "how many", "top-1, mean over labels", "of all segments"), groups, 1),
-        words=_build_table(WORDS, [[_percent(figures[f"top1_{word}"]) for word in WORDS]], 0),
-        confusions=_build_table(("what it is", "taken for", "times", "% of its segments"), confusions, 2),
+        groups=build_table(("labels", "how many", "top-1, mean over labels", "of all segments"), groups, 1),
+        words=build_table(WORDS, [[format_percent(figures[f"top1_{word}"]) for word in WORDS]], 0),
+        confusions=build_table(("what it is", "taken for", "times", "% of its segments"), confusions, 2),
         command=report.command,
     )
 
@@ -192,10 +192,10 @@ def _build_clip_front_matter(report: PatchworkClipReport) -> ModelCardData:
 
 def _build_summary(rows: Sequence[PatchworkRow]) -> str:
     figures = ("PQ", "PQ_seen", "PQ_seen_things", "PQ_seen_stuff", "PQ_unseen", "hPQ", "mIoU", "hIoU")
-    header = ("scenes", "names", *(_spell(name) for name in figures))
-    return _build_table(
+    header = ("scenes", "names", *(spell(name) for name in figures))
+    return build_table(
         header,
-        [(row.preset, row.variant, *(_percent(row.figures[name]) for name in figures)) for row in rows],
+        [(row.preset, row.variant, *(format_percent(row.figures[name]) for name in figures)) for row in rows],
         2,
     )
 
@@ -220,47 +220,33 @@ def _describe_setting(model: BenchmarkedModel, num_seen: int) -> str:
 def _build_stage_section(reports: Mapping[str, PatchworkReport]) -> str:
     figures = ("PQ", "PQ_seen", "PQ_unseen", "PQ_unseen_things", "PQ_unseen_stuff", "hPQ", "mIoU", "hIoU")
     rows = [
-        (row.preset, stage, *(_percent(row.figures[name]) for name in figures))
+        (row.preset, stage, *(format_percent(row.figures[name]) for name in figures))
         for preset in dict.fromkeys(row.preset for row in reports[THIS_CHECKPOINT].rows)
         for stage, report in reports.items()
         for row in report.rows
         if row.preset == preset and row.is_plain
     ]
-    table = _build_table(("scenes", "after", *(_spell(name) for name in figures)), rows, 2)
+    table = build_table(("scenes", "after", *(spell(name) for name in figures)), rows, 2)
     return f"\nStage by stage, each going on from the one before, own names:\n\n{table}\n"
 
 
 def _build_row_section(row: PatchworkRow) -> str:
-    table = _build_table(
+    table = build_table(
         ("%", *TABLE_FIGURES),
         [
-            (_spell(group) or "all", *(_percent(row.figures[figure + group]) for figure in TABLE_FIGURES))
+            (
+                spell(group) or "all",
+                *(format_percent(row.figures[figure + group]) for figure in TABLE_FIGURES),
+            )
             for group in GROUPS
         ],
         1,
     )
     single_figures = " · ".join(
-        f"{_spell(name)} {_percent(row.figures[name])}" for name in ("hPQ", "hIoU", "pixel_accuracy")
+        f"{spell(name)} {format_percent(row.figures[name])}" for name in ("hPQ", "hIoU", "pixel_accuracy")
     )
     return (
         f"### {row.preset}, {row.variant}\n\n"
         f"{row.scenes} scenes of {row.size}×{row.size}, world {row.seed}, split {row.split}. "
         f"{single_figures} · {row.figures['ms_per_image']:.0f} ms an image\n\n{table}"
     )
-
-
-def _load_template(name: str) -> Template:
-    return Template(files("zsseg.publishing").joinpath("templates", name).read_text(encoding="utf-8"))
-
-
-def _build_table(header: Sequence[str], rows: Iterable[Sequence[str]], left_columns: int) -> str:
-    rule = ["---" if column < left_columns else "---:" for column in range(len(header))]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in (header, rule, *rows))
-
-
-def _spell(name: str) -> str:
-    return name.replace("_", " ").strip()
-
-
-def _percent(share: float | None) -> str:
-    return "–" if share is None else f"{100 * share:.1f}"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from transformers import AutoModel, AutoProcessor, CLIPConfig, CLIPModel, PreTrainedConfig, PreTrainedModel
 
+from zsseg.layers.model_identity import compute_weights_digest
 from zsseg.models.base import load_whole
 from zsseg.publishing.folder_replacement import replacing_folder
 from zsseg.publishing.half_precision import save_half_precision
@@ -29,7 +30,8 @@ def package_checkpoint(
 
     Args:
         checkpoint: folder of the trained model and its processor.
-        report: the ``results.json`` of ``zsseg evaluate patchwork`` with this model.
+        report: the ``results.json`` of ``zsseg evaluate patchwork`` with this model; better with the package
+            that an earlier call wrote, since its weights are rounded.
         folder: to write; an earlier package there is replaced.
         earlier_stages: such reports of what the model was after earlier stages of its training, by stage.
 
@@ -41,7 +43,15 @@ def package_checkpoint(
     stages = {name: PatchworkReport.load(Path(path)) for name, path in (earlier_stages or {}).items()}
     card = build_patchwork_card(benchmark, stages)
     model = AutoModel.from_pretrained(checkpoint)
-    _write_package(model, checkpoint, report, folder, card=card, parameters=benchmark.model.parameters)
+    _write_package(
+        model,
+        checkpoint,
+        report,
+        folder,
+        card=card,
+        parameters=benchmark.model.parameters,
+        weights_digest=benchmark.model.weights_digest,
+    )
 
 
 def package_patchwork_clip(
@@ -72,8 +82,9 @@ def _write_package(
     *,
     card: str,
     parameters: int,
+    weights_digest: str | None = None,
 ) -> None:
-    """Write the files of a package, if the report's ``parameters`` are those of the model."""
+    """Write the files of a package, if the report is of the model as far as it says."""
     processor = AutoProcessor.from_pretrained(checkpoint)
     if (found := sum(parameter.numel() for parameter in model.parameters())) != parameters:
         raise ValueError(
@@ -83,6 +94,10 @@ def _write_package(
     _drop_origins(model.config)
     with replacing_folder(Path(folder)) as package:
         save_half_precision(model, package)
+        if weights_digest is not None:
+            rounded = type(model).from_pretrained(package)
+            if weights_digest not in map(compute_weights_digest, (model, rounded)):
+                raise ValueError(f"{report} is of other weights than {checkpoint}: evaluate this checkpoint")
         processor.save_pretrained(package)
         (package / "README.md").write_text(card, encoding="utf-8")
         shutil.copyfile(report, package / "evaluation.json")

@@ -9,18 +9,18 @@ import json
 import re
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import PreTrainedModel
 from transformers.utils import logging as transformers_logging
 
 from zsseg.durable_files import flush_to_disk
-from zsseg.training.random_state import capture_rng_states, restore_rng_states
+from zsseg.training.sharding import shard_optimizer_state
 
 CHECKPOINT_PATTERN = re.compile(r"checkpoint-(\d{6,})")
 LAST_LINK = "last"
@@ -30,6 +30,8 @@ TENSORBOARD_FOLDER = "tensorboard"
 TRAINER_FOLDER = "trainer"
 TEMPORARY_PATTERNS = (".incomplete-*", ".replaced-*", ".dropped-*", ".link-*")
 SETUP_FILE = "setup.json"
+STATE_FILE = "trainer_state.json"
+PROCESSES_FILE = "processes.pt"
 TEXT_EMBEDS_FILE = "text_embeds.pt"
 STAGE_FILE = "stage.pt"
 TEXT_EMBEDS_TOLERANCE = 1e-3
@@ -53,7 +55,7 @@ class TrainerState:
     Attributes:
         step: optimizer steps done.
         epoch: epoch of the next batch.
-        position: batches of that epoch already consumed.
+        position: examples of that epoch that all processes together have already consumed.
         best_metric: best evaluation so far, None before the first.
         best_step: step of that evaluation.
         window_sums: sums of the logged numbers since the last record, by name.
@@ -170,60 +172,80 @@ class CheckpointWriter:
         self.text_embeds = None if text_embeds is None else text_embeds.detach().cpu()
         self.keep_last_n = keep_last_n
 
-    def temporary_folder(self, state: TrainerState) -> Path:
-        """Where the checkpoint of this step is written until it is complete."""
-        return self.output_dir / f".incomplete-{_checkpoint_name(state.step)}"
-
-    def begin(self, state: TrainerState) -> None:
-        """Make the temporary folder, empty."""
-        temporary = self.temporary_folder(state)
-        _remove(temporary)
-        (temporary / TRAINER_FOLDER).mkdir(parents=True)
-
-    def write(
+    def save(
         self,
         state: TrainerState,
+        *,
         model: PreTrainedModel,
         processor: Saveable,
-        optimizer: torch.optim.Optimizer,
+        optimizer_state: Mapping[str, Any],
         scaler: Any | None,
         stage_state: Mapping[str, Tensor],
-    ) -> None:
-        """Write what one process writes for all: everything but the random states."""
-        folder = self.temporary_folder(state)
-        with _without_progress_bars():
-            model.save_pretrained(folder)
-        processor.save_pretrained(folder)
-        trainer = folder / TRAINER_FOLDER
-        torch.save(optimizer.state_dict(), trainer / "optimizer.pt")
-        if scaler is not None:
-            torch.save(scaler.state_dict(), trainer / "scaler.pt")
-        torch.save(dict(stage_state), trainer / STAGE_FILE)
-        if self.text_embeds is not None:
-            torch.save(self.text_embeds, trainer / TEXT_EMBEDS_FILE)
-        _write_json(trainer / SETUP_FILE, self.setup)
-        _write_json(trainer / "trainer_state.json", asdict(state))
+        process_states: Sequence[Mapping[str, Any]],
+    ) -> Path:
+        """Write one checkpoint, move the links and drop checkpoints no longer kept.
 
-    def write_rng_states(self, state: TrainerState, process_index: int, model: nn.Module) -> None:
-        """Write the generators of one process."""
-        path = self.temporary_folder(state) / TRAINER_FOLDER / f"rng-{process_index}.pt"
-        torch.save(capture_rng_states(model), path)
+        Args:
+            state: where the run stands.
+            model: with whole weights.
+            processor: of the model.
+            optimizer_state: of ``state_dict``, whole.
+            scaler: the loss scaler of fp16 training.
+            stage_state: what the stage carries beside the model.
+            process_states: what each process carries, in their order.
 
-    def commit(self, state: TrainerState) -> Path:
-        """Give the complete checkpoint its name, move the links and drop checkpoints no longer kept."""
-        temporary = self.temporary_folder(state)
-        for path in (*temporary.rglob("*"), temporary):
-            flush_to_disk(path)
+        Raises:
+            CheckpointError: if it cannot be written; nothing is left of it then, and all others stay.
+        """
+        temporary = self.output_dir / f".incomplete-{_checkpoint_name(state.step)}"
         final = self.output_dir / _checkpoint_name(state.step)
-        if final.exists():
-            _remove(final.rename(self.output_dir / f".replaced-{final.name}"))
-        temporary.rename(final)
-        flush_to_disk(self.output_dir)
+        try:
+            _remove(temporary)
+            (temporary / TRAINER_FOLDER).mkdir(parents=True)
+            with _without_progress_bars():
+                model.save_pretrained(temporary)
+            processor.save_pretrained(temporary)
+            trainer = temporary / TRAINER_FOLDER
+            torch.save(optimizer_state, trainer / "optimizer.pt")
+            if scaler is not None:
+                torch.save(scaler.state_dict(), trainer / "scaler.pt")
+            torch.save(dict(stage_state), trainer / STAGE_FILE)
+            torch.save([dict(process) for process in process_states], trainer / PROCESSES_FILE)
+            if self.text_embeds is not None:
+                torch.save(self.text_embeds, trainer / TEXT_EMBEDS_FILE)
+            _write_json(trainer / SETUP_FILE, self.setup)
+            _write_json(trainer / STATE_FILE, asdict(state))
+            for path in (*temporary.rglob("*"), temporary):
+                flush_to_disk(path)
+            if final.exists():
+                _remove(final.rename(self.output_dir / f".replaced-{final.name}"))
+            temporary.rename(final)
+            flush_to_disk(self.output_dir)
+        # A full disk is an OSError here, a SafetensorError or a RuntimeError there, as the writer likes.
+        except Exception as error:
+            message = self._explain_failure(final, error, (model.state_dict(), optimizer_state))
+            with suppress(OSError):
+                _remove(temporary)
+            raise CheckpointError(message) from error
         _point_link(self.output_dir / LAST_LINK, final.name)
         if state.best_step == state.step:
             _point_link(self.output_dir / BEST_LINK, final.name)
+        # Before others go: after a crash the links must not point to them.
+        flush_to_disk(self.output_dir)
         self._prune(state)
         return final
+
+    def _explain_failure(self, final: Path, error: Exception, contents: Any) -> str:
+        needed = _count_bytes(contents) / 2**20
+        try:
+            free = f"{shutil.disk_usage(self.output_dir).free / 2**20:,.1f} MiB are free on its disk"
+        except OSError:
+            free = "its folder cannot be reached"
+        earlier = [path.name for path in find_checkpoints(self.output_dir).values()]
+        return (
+            f"{final} could not be written ({error}): it needs about {needed:,.1f} MiB, and {free}. "
+            f"Complete checkpoints are untouched: {earlier or 'there is none'}. Make room, then resume"
+        )
 
     def _prune(self, state: TrainerState) -> None:
         checkpoints = find_checkpoints(self.output_dir)
@@ -279,7 +301,13 @@ def load_state(checkpoint: Path) -> TrainerState:
     Raises:
         CheckpointError: if the folder is no checkpoint of a run.
     """
-    return TrainerState(**_read_json(checkpoint / TRAINER_FOLDER / "trainer_state.json"))
+    values = _read_json(checkpoint / TRAINER_FOLDER / STATE_FILE)
+    if not (checkpoint / TRAINER_FOLDER / PROCESSES_FILE).is_file():
+        raise CheckpointError(
+            f"{checkpoint} was written by an earlier version of zsseg, which counted positions otherwise: "
+            "finish the run with that version, or start a new run from its weights"
+        )
+    return TrainerState(**values)
 
 
 def load_model_weights(checkpoint: Path, model: PreTrainedModel) -> None:
@@ -321,7 +349,7 @@ def load_optimizer(checkpoint: Path, optimizer: torch.optim.Optimizer, scaler: A
             f"{checkpoint} trained other parameters or grouped them otherwise; trained only then or only "
             f"now: {sorted(changed)[:5]}"
         )
-    optimizer.load_state_dict(saved)
+    optimizer.load_state_dict(shard_optimizer_state(saved, optimizer))
     if scaler is not None:
         scaler.load_state_dict(_load(checkpoint, "scaler.pt"))
 
@@ -332,9 +360,10 @@ def load_stage_state(checkpoint: Path) -> dict[str, Tensor]:
     return state
 
 
-def load_rng_states(checkpoint: Path, process_index: int, model: nn.Module) -> None:
-    """Restore the generators of one process."""
-    restore_rng_states(_load(checkpoint, f"rng-{process_index}.pt"), model)
+def load_process_states(checkpoint: Path) -> list[dict[str, Any]]:
+    """What each process carried, in their order."""
+    states: list[dict[str, Any]] = _load(checkpoint, PROCESSES_FILE)
+    return states
 
 
 def remove_temporary(output_dir: Path) -> None:
@@ -362,6 +391,15 @@ def _checkpoint_name(step: int) -> str:
 
 def _load(checkpoint: Path, name: str) -> Any:
     return torch.load(checkpoint / TRAINER_FOLDER / name, map_location="cpu", weights_only=True)
+
+
+def _count_bytes(values: Any) -> int:
+    """Of all tensors in a nested state."""
+    if isinstance(values, Tensor):
+        return values.numel() * values.element_size()
+    if isinstance(values, Mapping):
+        return sum(map(_count_bytes, values.values()))
+    return sum(map(_count_bytes, values)) if isinstance(values, list | tuple) else 0
 
 
 def _write_json(path: Path, values: Mapping[str, Any]) -> None:

@@ -1,7 +1,7 @@
 """Which example comes when: a function of seed and position alone, so that a run can start anywhere."""
 
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import numpy as np
 from torch.utils.data import Dataset, Sampler
@@ -15,6 +15,37 @@ class SizedDataset(Protocol):
 
     def __getitem__(self, index: int, /) -> Any:
         """Example ``index``."""
+
+
+class StreamedDataset(Protocol):
+    """A data set of unknown length that is read from front to end.
+
+    Its order is a function of shard and epoch; read twice, it is the same.
+    """
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the order, and the augmentation, of the next reading."""
+
+    def shard(self, index: int, count: int) -> Self:
+        """Part ``index`` of ``count``; the parts have no example in common and leave none out."""
+
+    def __iter__(self) -> Iterator[Any]:
+        """The examples of one epoch."""
+
+
+def is_streamed(dataset: SizedDataset | StreamedDataset) -> bool:
+    """Whether a data set is read from front to end, and not by index."""
+    return hasattr(dataset, "shard") and not hasattr(dataset, "__len__")
+
+
+class Place(NamedTuple):
+    """A place in the data: so many examples of an epoch are consumed, by all processes together."""
+
+    epoch: int = 0
+    position: int = 0
+
+
+BEGINNING = Place()
 
 
 class EpochDataset(Dataset[Any]):
@@ -40,14 +71,15 @@ class EpochDataset(Dataset[Any]):
 class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
     """An endless sequence of batches of (epoch, index), shuffled anew in every epoch.
 
-    Every process of a distributed run takes its own part of each global batch. The incomplete batch at the
-    end of an epoch is left out.
+    Every process of a distributed run takes its own part of each global batch. What is left at the end of an
+    epoch and fills no global batch is left out. The order of an epoch knows nothing of batches, so that a run
+    can go on in the middle of it with batches of another size or other processes.
 
     Args:
         length: number of examples.
         batch_size: examples per batch and process.
         seed: of the shuffling.
-        start: number of batches that were already consumed; they are skipped without being loaded.
+        start: what was already consumed; it is skipped without being loaded.
         process_index: this process.
         process_count: number of processes.
 
@@ -61,7 +93,7 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         length: int,
         batch_size: int,
         seed: int,
-        start: int = 0,
+        start: Place = BEGINNING,
         process_index: int = 0,
         process_count: int = 1,
     ) -> None:
@@ -78,11 +110,22 @@ class EpochBatchSampler(Sampler[list[tuple[int, int]]]):
         self.process_index = process_index
         self.batches_per_epoch = length // self.global_batch_size
 
+    def find_next(self, place: Place) -> Place:
+        """Where the first batch from ``place`` on begins: there, or in the next epoch."""
+        fits = place.position + self.global_batch_size <= self.length
+        return place if fits else Place(place.epoch + 1)
+
+    def advance(self, place: Place) -> Place:
+        """Where the next batch begins once the one at ``place`` is consumed."""
+        epoch, position = self.find_next(place)
+        return self.find_next(Place(epoch, position + self.global_batch_size))
+
     def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        epoch, position = divmod(self.start, self.batches_per_epoch)
+        place = self.find_next(self.start)
         while True:
+            epoch = place.epoch
             order = np.random.default_rng([self.seed, epoch]).permutation(self.length)
-            for batch in range(position, self.batches_per_epoch):
-                first = batch * self.global_batch_size + self.process_index * self.batch_size
+            while place.epoch == epoch:
+                first = place.position + self.process_index * self.batch_size
                 yield [(epoch, int(index)) for index in order[first : first + self.batch_size]]
-            epoch, position = epoch + 1, 0
+                place = self.advance(place)

@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -14,11 +15,14 @@ from transformers.utils import ModelOutput
 
 from zsseg.data.examples import PanopticDataset, PanopticExample
 from zsseg.data.semantic_maps import convert_panoptic_to_semantic
-from zsseg.metrics import MeanIoU, PanopticQuality
+from zsseg.layers.model_identity import compute_weights_digest
+from zsseg.metrics import MeanIoU, PanopticQuality, SemanticGuidedIoU
+from zsseg.metrics.label_parents import Parents
 from zsseg.models.inference import compute_picture_outputs, encode_vocabulary
 from zsseg.postprocessing.query_logits import penalise_seen_labels
 from zsseg.processing.processing import ZeroShotSegmentationProcessor
 from zsseg.structures import PanopticSegmentation
+from zsseg.training.evaluation_report import EvaluatedModel
 from zsseg.vocabulary import Vocabulary
 
 Task = Literal["semantic", "panoptic"]
@@ -181,22 +185,56 @@ def score_predictions(
             seconds += [(finished[0] - started) / len(examples)] * len(examples)
             for example, found in zip(examples, predictions, strict=True):
                 for task, metric in metrics.items():
-                    _score(metric, found[task], example)
+                    add_picture(metric, found[task], example)
                 if on_result is not None:
                     on_result(example, found)
             bar.update(len(examples))
     return seconds
 
 
-def build_metric(task: Task, vocabulary: Vocabulary) -> Metric:
+def build_metric(task: Task, vocabulary: Vocabulary, *, parents: Parents | None = None) -> Metric:
     """The metric of a task.
 
+    Args:
+        task: "semantic" or "panoptic".
+        vocabulary: the labels.
+        parents: with them the semantic task gives SG-IoU too, see
+            :class:`~zsseg.metrics.SemanticGuidedIoU`.
+
     Raises:
-        ValueError: if the task is unknown.
+        ValueError: if the task is unknown, or the parents do not fit the vocabulary.
     """
     if task not in get_args(Task):
         raise ValueError(f"task must be one of {list(get_args(Task))}, got {task!r}")
-    return MeanIoU(vocabulary, ignore_index=IGNORED) if task == "semantic" else PanopticQuality(vocabulary)
+    if task == "panoptic":
+        return PanopticQuality(vocabulary)
+    if parents is None:
+        return MeanIoU(vocabulary, ignore_index=IGNORED)
+    return SemanticGuidedIoU(vocabulary, parents, ignore_index=IGNORED)
+
+
+def add_picture(metric: Metric, prediction: Any, example: PanopticExample) -> None:
+    """Give a metric one prediction of its task, and the truth in the prediction's form."""
+    if isinstance(metric, MeanIoU):
+        metric.update(prediction, convert_panoptic_to_semantic(example.target, ignore_index=IGNORED))
+    else:
+        metric.update(prediction, example.target)
+
+
+def describe_evaluated_model(model: PreTrainedModel, name: str) -> EvaluatedModel:
+    """What a report says of a model.
+
+    Args:
+        model: of any family.
+        name: a folder, of which the last part is kept, or a Hub id.
+    """
+    folder = Path(name)
+    return EvaluatedModel(
+        name=folder.resolve().name if folder.is_dir() else name,
+        family=model.config.model_type,
+        parameters=model.num_parameters(),
+        weights_digest=compute_weights_digest(model),
+    )
 
 
 @contextmanager
@@ -226,10 +264,3 @@ def _post_process(
         outputs, stuff_label_ids=vocabulary.stuff_label_ids, target_sizes=sizes, **thresholds
     )
     return segmentation
-
-
-def _score(metric: Metric, prediction: Any, example: PanopticExample) -> None:
-    if isinstance(metric, MeanIoU):
-        metric.update(prediction, convert_panoptic_to_semantic(example.target, ignore_index=IGNORED))
-    else:
-        metric.update(prediction, example.target)

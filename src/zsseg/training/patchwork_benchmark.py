@@ -14,6 +14,7 @@ from transformers import PreTrainedModel
 from zsseg.data.examples import PanopticExample
 from zsseg.data.patchwork.dataset import PatchworkDataset
 from zsseg.data.patchwork.random_stream import RandomStream
+from zsseg.layers.model_identity import compute_weights_digest
 from zsseg.metrics import MeanIoU, PanopticQuality
 from zsseg.processing.processing import ZeroShotSegmentationProcessor
 from zsseg.structures import PanopticSegmentation
@@ -176,6 +177,7 @@ def describe_model(
         parameters_generator=_count_parameters(getattr(model, "generator", None)),
         stored_queries=getattr(model.config, "memory_size", 0),
         known_labels=len(getattr(model.config, "known_labels", ())),
+        weights_digest=compute_weights_digest(model),
         **{
             key: float(getattr(processor, key) if value is None else value)
             for key, value in thresholds.items()

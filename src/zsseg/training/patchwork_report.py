@@ -3,7 +3,7 @@
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import MISSING, asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, Self, get_args
 
@@ -52,6 +52,8 @@ class BenchmarkedModel:
         parameters_generator: those of the query generator that adaptation uses; 0 without one.
         stored_queries: real queries that the checkpoint keeps for adaptation.
         known_labels: how many names the generator's training or an adaptation has read.
+        weights_digest: of :func:`~zsseg.layers.model_identity.compute_weights_digest`; None in reports from
+            before it was written, which nothing ties to one model for certain.
     """
 
     name: str
@@ -64,6 +66,7 @@ class BenchmarkedModel:
     parameters_generator: int
     stored_queries: int
     known_labels: int
+    weights_digest: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -185,7 +188,8 @@ class PatchworkReport:
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             _check_keys({"command", "machine", "model", "rows"}, content.keys(), "report")
-            _check_keys({field.name for field in fields(BenchmarkedModel)}, content["model"].keys(), "model")
+            required = {field.name for field in fields(BenchmarkedModel) if field.default is MISSING}
+            _check_keys(required, content["model"].keys(), "model")
             return cls(
                 command=content["command"],
                 machine=content["machine"],

@@ -18,7 +18,7 @@ from zsseg.losses.set_criterion import UNKNOWN_LABEL
 from zsseg.models.concat.configuration_concat import ConcatConfig
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.query_memory import NO_OBJECT
-from zsseg.training.processes import get_process_state
+from zsseg.training.processes import get_process_state, share_failure
 from zsseg.training.stage import Batch, StageContext
 
 QUERY_PREFIXES = ("segmentor.", "semantic_projector.", "no_object_embedding")
@@ -175,7 +175,7 @@ def build_query_store(
         computed: list[list[dict[str, Tensor]]] = []
         for first in range(0, len(starts), state.num_processes):
             start = starts[min(first + state.process_index, len(starts) - 1)]
-            batch = collate([dataset[i] for i in range(start, min(start + batch_size, indices.stop))])
+            batch = _read_batch(dataset, range(start, min(start + batch_size, indices.stop)), collate)
             computed += gather_object([extract_queries(model, batch, context, seed=start)])
         return [item for items in computed[: len(starts)] for item in items]
 
@@ -186,24 +186,44 @@ def build_query_store(
     was_training = model.training
     points_state = model.criterion.get_rng_state()
     model.eval()
+    failure = None
     try:
         if state.is_main_process:
-            build_tensor_store(
-                folder,
-                identity=identity,
-                num_items=num_images,
-                compute=compute_with_others,
-                description="queries",
-                progress=progress,
-            )
+            try:
+                build_tensor_store(
+                    folder,
+                    identity=identity,
+                    num_items=num_images,
+                    compute=compute_with_others,
+                    description="queries",
+                    progress=progress,
+                )
+            except Exception as error:
+                failure = error
             broadcast_object_list([None])
         else:
             while (indices := broadcast_object_list([None])[0]) is not None:
-                compute(indices)
+                try:
+                    compute(indices)
+                except Exception as error:
+                    failure = error
+        share_failure(failure)
         return TensorStore.open(folder, identity, num_items=num_images)
     finally:
         model.criterion.set_rng_state(points_state)
         model.train(was_training)
+
+
+def _read_batch(dataset: PanopticDataset, indices: range, collate: PanopticCollator) -> Batch:
+    """The batch of this process, read while the others read theirs: if one cannot, all of them stop."""
+    batch: Batch = {}
+    failure = None
+    try:
+        batch = collate([dataset[index] for index in indices])
+    except Exception as error:
+        failure = error
+    share_failure(failure)
+    return batch
 
 
 def _describe_matching(config: ConcatConfig) -> str:

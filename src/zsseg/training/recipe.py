@@ -8,7 +8,7 @@ from transformers import PreTrainedModel
 
 from zsseg.training.arguments import TrainerArguments
 from zsseg.training.checkpointing import Saveable, check_resumable, find_checkpoints
-from zsseg.training.data_order import SizedDataset
+from zsseg.training.data_order import SizedDataset, StreamedDataset
 from zsseg.training.recipe_parts import check_mixed_precision
 from zsseg.training.stage import Batch, Stage, StageContext
 from zsseg.training.trainer import Evaluate, Trainer, TrainingResult
@@ -28,7 +28,7 @@ class RecipeStep:
     stage: Stage
     arguments: TrainerArguments
     evaluate: Evaluate | None = None
-    dataset: SizedDataset | None = None
+    dataset: SizedDataset | StreamedDataset | None = None
 
 
 def run_recipe(
@@ -37,7 +37,7 @@ def run_recipe(
     model: PreTrainedModel,
     processor: Saveable,
     context: StageContext | None,
-    dataset: SizedDataset,
+    dataset: SizedDataset | StreamedDataset,
     collate: Callable[[list[Any]], Batch],
     data_setup: Mapping[str, str],
     resume: bool = False,

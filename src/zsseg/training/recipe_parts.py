@@ -6,12 +6,13 @@ from typing import TypedDict
 
 from zsseg.training.arguments import TrainerArguments
 from zsseg.training.checkpointing import (
+    CheckpointError,
     check_output_dir,
     check_resumable,
     claim_output_dir,
     find_checkpoints,
 )
-from zsseg.training.processes import get_process_state
+from zsseg.training.processes import get_process_state, share_failure
 from zsseg.training.trainer import TrainingResult
 
 
@@ -38,17 +39,20 @@ def prepare_stages(
     """
     arguments = list(stages)
     check_mixed_precision(arguments)
-    state = get_process_state()
-    if state.is_main_process:
+    failure = None
+    if get_process_state().is_main_process:
         folders = [stage.output_dir for stage in arguments]
-        if resume:
-            check_resumable(folders)
-        for folder in (*folders, *later_folders):
-            if overwrite and folder.is_dir():
-                claim_output_dir(folder, overwrite=True)
-            elif not resume and not overwrite:
-                check_output_dir(folder)
-    state.wait_for_everyone()
+        try:
+            if resume:
+                check_resumable(folders)
+            for folder in (*folders, *later_folders):
+                if overwrite and folder.is_dir():
+                    claim_output_dir(folder, overwrite=True)
+                elif not resume and not overwrite:
+                    check_output_dir(folder)
+        except (OSError, CheckpointError) as error:
+            failure = error
+    share_failure(failure)
 
 
 def check_mixed_precision(stages: Iterable[TrainerArguments]) -> None:

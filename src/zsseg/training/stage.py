@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
+from zsseg.losses.across_processes import gather_rows
 from zsseg.vocabulary import Vocabulary
 
 Batch = Mapping[str, Any]
@@ -54,11 +55,15 @@ class Stage(ABC):
         backbone_prefixes: parameter-name prefixes that take the backbone's learning rate.
         has_unused_parameters: whether a step may leave trainable weights without a gradient
             (distributed training then has to look for them).
+        needs_whole_batch: whether the loss compares examples in ways that do not split: every process of a
+            distributed run then gets the batches of all, tensors that are joined along their first dimension,
+            and draws the same random numbers. For stages whose data are light and whose steps are short.
     """
 
     name: ClassVar[str]
     backbone_prefixes: tuple[str, ...] = ()
     has_unused_parameters: ClassVar[bool] = False
+    needs_whole_batch: ClassVar[bool] = False
 
     @abstractmethod
     def is_trainable(self, parameter_name: str) -> bool:
@@ -93,6 +98,8 @@ class StageModule(nn.Module):
 
     def forward(self, batch: Batch) -> dict[str, Tensor]:
         """Losses of one batch; see :meth:`Stage.compute_loss`."""
+        if self.stage.needs_whole_batch:
+            batch = {name: gather_rows(values) for name, values in batch.items()}
         losses = self.stage.compute_loss(self.model, batch, self.context)
         if "loss" not in losses:
             raise ValueError(

@@ -219,3 +219,9 @@ def test_the_text_tower_is_saved_and_never_trained(tmp_path, dataset):
     assert before
     for name, value in saved.text_model.state_dict().items():
         assert torch.equal(value, before[name]), name
+
+
+def test_labels_that_are_all_unseen_are_refused(tmp_path):
+    maps = write_semantic_maps(tmp_path / "maps", count=2, unseen=("red", "green", "blue"))
+    with pytest.raises(ValueError, match="all 3 labels of the data set are unseen"):
+        train(SemanticMapDataset(maps), build_stages(tmp_path / "run"))

@@ -12,7 +12,9 @@ from testing.tiny_semantic_maps import write_semantic_maps
 from testing.tokenized_texts import listen_to_texts, mentions
 from testing.two_processes import run_in_two_processes
 from zsseg import ConcatForPanopticSegmentation
+from zsseg.data.datasets_columns import to_hf_dataset
 from zsseg.data.semantic_maps import SemanticMapDataset
+from zsseg.data.streaming import StreamedPanopticDataset
 from zsseg.data.tensor_store import TensorStore
 from zsseg.data.transforms import LargeScaleJitter, Resize
 from zsseg.layers.model_identity import compute_weights_digest
@@ -121,7 +123,9 @@ TWO_PROCESSES = """
 import io
 from pathlib import Path
 from testing.tiny_models import build_clip_text_config, build_model, build_processor
+from zsseg.data.datasets_columns import to_hf_dataset
 from zsseg.data.semantic_maps import SemanticMapDataset
+from zsseg.data.streaming import StreamedPanopticDataset
 from zsseg.layers.vision_language import load_vision_language_teacher
 from zsseg.training.arguments import TrainerArguments
 from zsseg.layers.model_identity import compute_weights_digest
@@ -334,3 +338,27 @@ def test_stages_that_lack_something_are_refused_before_anything_is_deleted(datas
         with pytest.raises(ValueError, match=message):
             train(dataset, tmp_path, names, overwrite=True, **options)
     assert notes.is_dir()
+
+
+def test_a_stream_is_not_enough_for_stages_that_store_things_by_number(dataset, tmp_path):
+    columns = to_hf_dataset(dataset, cache_dir=str(tmp_path / "cache"))
+    stream = StreamedPanopticDataset(columns.to_iterable_dataset())
+    with pytest.raises(
+        ValueError, match=r"the stages \['generator'\] store tokens or queries .* open_dataset"
+    ):
+        train(stream, tmp_path / "run", ("segmentor", "generator"))
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.slow
+def test_a_stream_trains_the_stages_on_pictures(dataset, tmp_path):
+    columns = to_hf_dataset(dataset, cache_dir=str(tmp_path / "cache"))
+    stream = StreamedPanopticDataset(columns.to_iterable_dataset(num_shards=2))
+    (first, results), (second, _) = (
+        train(stream, tmp_path / name, ("warmup", "segmentor"), steps=6) for name in ("one", "two")
+    )
+    assert list(results) == ["warmup", "segmentor"]
+    assert are_complete(results)
+    assert not find_changes(first.state_dict(), second.state_dict())
+    other, _ = train(stream, tmp_path / "three", ("warmup", "segmentor"), unseen="ignore_pixels")
+    assert find_changes(first.state_dict(), other.state_dict())

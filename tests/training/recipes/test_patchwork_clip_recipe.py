@@ -8,6 +8,7 @@ from PIL import Image
 
 from zsseg.data.patchwork.categories import PATCHWORK_CATEGORIES
 from zsseg.data.patchwork.dataset import PatchworkDataset
+from zsseg.losses.contrastive import compute_image_text_contrastive_loss
 from zsseg.training.patchwork_clip_evaluation import (
     IMAGE_SIZE,
     MEAN_COLOR,
@@ -18,6 +19,7 @@ from zsseg.training.patchwork_clip_evaluation import (
 from zsseg.training.recipes.patchwork_clip import (
     CaptionCollator,
     CaptionedScenes,
+    PatchworkClipStage,
     PatchworkVisionStage,
     build_patchwork_clip,
     build_patchwork_clip_stages,
@@ -125,3 +127,16 @@ def test_resuming_goes_on_with_the_last_stage_that_began(tmp_path, few_scenes):
     assert results["vision"].is_complete
     for name, value in whole.state_dict().items():
         assert torch.equal(resumed.state_dict()[name], value), name
+
+
+def test_each_picture_is_contrasted_with_its_own_caption():
+    model, processor = build_patchwork_clip(0)
+    scenes = CaptionedScenes(PatchworkDataset("easy", seed=1, num_scenes=6))
+    batch = CaptionCollator(processor)([scenes[index] for index in range(6)])
+    with torch.no_grad():
+        found = PatchworkClipStage().compute_loss(model, batch, None)
+        images = model.get_image_features(batch["pixel_values"]).pooler_output
+        texts = model.get_text_features(batch["input_ids"], batch["attention_mask"]).pooler_output
+    assert len(texts) < len(images)
+    expected = compute_image_text_contrastive_loss(images, texts, batch["text_indices"], found["logit_scale"])
+    torch.testing.assert_close(found["loss"], expected)

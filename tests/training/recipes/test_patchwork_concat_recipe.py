@@ -135,7 +135,7 @@ def test_the_warm_up_teaches_pixels_to_draw_their_segments(clip):
     trained = [p for name, p in model.named_parameters() if stage.is_trainable(name)]
     optimizer = torch.optim.AdamW(trained, 1e-3)
     history = []
-    for _ in range(12):
+    for _ in range(16):
         losses = stage.compute_loss(model, batch, context)
         losses["loss"].backward()
         optimizer.step()

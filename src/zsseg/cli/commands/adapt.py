@@ -14,8 +14,6 @@ from zsseg.cli.options import OverwriteOption
 from zsseg.cli.output_folder import check_output_folder
 from zsseg.cli.text_layout import format_percent
 
-REPORT_FILE = "adaptation.json"
-
 CheckpointArgument = Annotated[
     str, typer.Argument(metavar="CHECKPOINT", help="A folder, Hub id or packaged checkpoint.")
 ]
@@ -64,6 +62,7 @@ def adapt(
         from transformers import AutoModel, AutoProcessor
 
         from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
+        from zsseg.publishing.checkpoint_files import ADAPTATION_FILE
         from zsseg.publishing.folder_replacement import replacing_folder
 
         quieten_transformers()
@@ -82,7 +81,7 @@ def adapt(
             model.save_pretrained(folder)
             processor.save_pretrained(folder)
             report = json.dumps({"checkpoint": checkpoint, **asdict(result)}, indent=2)
-            (folder / REPORT_FILE).write_text(report + "\n", encoding="utf-8")
+            (folder / ADAPTATION_FILE).write_text(report + "\n", encoding="utf-8")
     typer.echo(
         f"learnt {', '.join(result.new_labels)} in {result.seconds:.1f} s; the checkpoint knows "
         f"{len(result.known_labels)} labels"

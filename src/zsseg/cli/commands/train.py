@@ -7,17 +7,24 @@ import typer
 
 from zsseg.cli.checkpoint_loading import find_checkpoint
 from zsseg.cli.messages import EXIT_FAILURE, TracebackOption, UsageError, errors_in_one_line, log_shown
-from zsseg.cli.options import LabelNames, LabelNamesOption, UnseenOption
+from zsseg.cli.options import (
+    ConfigOption,
+    ImagesOption,
+    LabelNames,
+    LabelNamesOption,
+    PartOption,
+    RevisionOption,
+    UnseenOption,
+)
 from zsseg.cli.training_options import (
     ArgumentsOption,
     BatchSizeOption,
     ClipOption,
-    DataOption,
+    DatasetOption,
     EvaluateEveryOption,
     GeneratorChoice,
     GeneratorOption,
     GradientAccumulationStepsOption,
-    ImagesOption,
     LearningRateOption,
     Mask2formerOption,
     MaxGradNormOption,
@@ -39,17 +46,21 @@ from zsseg.cli.training_options import (
     StageChoice,
     StageOption,
     StepsOption,
+    StreamingOption,
     TeacherOption,
+    TimeLimitOption,
     UnseenPolicy,
     UnseenPolicyOption,
     ValImagesOption,
     ValOption,
 )
+from zsseg.training.interruption import limit_time
 
 RECIPE_OPTIONS = frozenset(
     {
         *("recipe", "output", "stage", "clip", "split", "setting", "generator", "batch_size"),
-        *("mixed_precision", "seed", "arguments", "num_workers", "resume", "overwrite", "traceback"),
+        *("mixed_precision", "seed", "arguments", "num_workers", "time_limit"),
+        *("resume", "overwrite", "traceback"),
     }
 )
 
@@ -66,8 +77,12 @@ def concat(
     context: typer.Context,
     output: RecipeOutputOption = None,
     recipe: RecipeOption = None,
-    data: DataOption = None,
+    dataset: DatasetOption = None,
     images: ImagesOption = None,
+    part: PartOption = None,
+    config: ConfigOption = None,
+    revision: RevisionOption = None,
+    streaming: StreamingOption = False,
     val: ValOption = None,
     val_images: ValImagesOption = None,
     split: SplitOption = None,
@@ -95,6 +110,7 @@ def concat(
     evaluate_every: EvaluateEveryOption = None,
     save_every: SaveEveryOption = None,
     num_workers: NumWorkersOption = None,
+    time_limit: TimeLimitOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     traceback: TracebackOption = False,
@@ -103,14 +119,14 @@ def concat(
 
     OUTPUT/checkpoint holds model and processor at the end; `zsseg segment`,
     `zsseg adapt` and `transformers.pipeline` load it. Ctrl-C saves a
-    checkpoint and stops; --resume goes on from it.
+    checkpoint and stops, --time-limit too; --resume goes on from it.
 
     Example: zsseg train concat --recipe patchwork
 
-    Example: zsseg train concat --data camvid/train --val camvid/val --model
-    START --steps 900 --batch-size 8 --size 288 384 --output runs/camvid
+    Example: zsseg train concat --dataset camvid --val camvid --model START
+    --steps 900 --batch-size 8 --size 288 384 --output runs/camvid
     """
-    with errors_in_one_line(show_traceback=traceback), log_shown():
+    with errors_in_one_line(show_traceback=traceback), log_shown(), limit_time(time_limit):
         if resume and overwrite:
             raise UsageError("--resume goes on with a run, --overwrite starts anew; give one of them")
         given = {
@@ -148,8 +164,8 @@ def concat(
                 overwrite=overwrite,
             )
         else:
-            if data is None:
-                raise UsageError("name what to train on: --data PATH, or --recipe patchwork")
+            if dataset is None:
+                raise UsageError("name what to train on: --dataset DATASET, or --recipe patchwork")
             if output is None:
                 raise UsageError("name the folder of the run: --output FOLDER")
             if (model is None) == (mask2former is None) or (mask2former is None) != (clip is None):
@@ -160,17 +176,30 @@ def concat(
                 name if name is None or name.startswith("open_clip:") else find_checkpoint(name)
                 for name in (model, mask2former, clip, teacher)
             )
-            from zsseg.cli.ground_truth import LabelSetup, open_dataset
+            from zsseg.cli.ground_truth import LabelSetup, find_dataset, open_dataset, open_stream
             from zsseg.cli.stage_arguments import check_stage_folders
             from zsseg.cli.training_run import TrainingRun, build_concat_arguments, choose_stages
 
             labels = LabelSetup(split, unseen, label_names)
-            dataset = open_dataset(data, images, labels)
-            validation = None if val is None else open_dataset(val, val_images, labels)
+            on_hub = {"config": config, "revision": revision}
+            location = find_dataset(dataset, part=part, default_part="train", **on_hub)
+            if streaming and images is not None:
+                raise UsageError("--images are those of a COCO JSON, which --streaming does not read")
+            pictures = open_stream(location, labels) if streaming else open_dataset(location, images, labels)
+            validation = None
+            if val is not None:
+                # Where the same data set has both, it is the same version of it.
+                on_hub = on_hub if val == dataset else {"config": None, "revision": None}
+                val_location = find_dataset(val, default_part="validation", **on_hub)
+                validation = open_dataset(val_location, val_images, labels)
             stages = build_concat_arguments(
                 output,
                 choose_stages(
-                    stage.value, dataset.vocabulary, setting=setting.value, has_teacher=bool(teacher)
+                    stage.value,
+                    pictures.vocabulary,
+                    setting=setting.value,
+                    has_teacher=bool(teacher),
+                    is_streamed=streaming,
                 ),
                 validation,
                 arguments=arguments,
@@ -181,7 +210,7 @@ def concat(
             if not resume and not overwrite:
                 check_stage_folders(output, stages)
             run = TrainingRun(
-                stages=stages, dataset=dataset, validation=validation, labels=labels, output=output
+                stages=stages, dataset=pictures, validation=validation, labels=labels, output=output
             )
             run.load(model=model, mask2former=mask2former, clip=clip, teacher=teacher)
             run.print_setup(unseen_policy.value, setting.value)

@@ -12,7 +12,9 @@ from zsseg.cli.training_options import (
     OverwriteOption,
     ResumeOption,
     SeedOption,
+    TimeLimitOption,
 )
+from zsseg.training.interruption import limit_time
 
 
 def patchwork_clip(
@@ -22,6 +24,7 @@ def patchwork_clip(
     seed: SeedOption = None,
     arguments: ArgumentsOption = None,
     num_workers: NumWorkersOption = None,
+    time_limit: TimeLimitOption = None,
     resume: ResumeOption = False,
     overwrite: OverwriteOption = False,
     traceback: TracebackOption = False,
@@ -36,7 +39,7 @@ def patchwork_clip(
 
     Example: zsseg train patchwork-clip --output runs/patchwork-clip
     """
-    with errors_in_one_line(show_traceback=traceback), log_shown():
+    with errors_in_one_line(show_traceback=traceback), log_shown(), limit_time(time_limit):
         if resume and overwrite:
             raise UsageError("--resume goes on with a run, --overwrite starts anew; give one of them")
         from zsseg.cli.patchwork_training_run import train_clip_on_patchwork

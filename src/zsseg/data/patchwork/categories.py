@@ -52,3 +52,18 @@ def build_patchwork_vocabulary(unseen_label_ids: frozenset[int] = frozenset()) -
             for label_id, category in enumerate(PATCHWORK_CATEGORIES)
         )
     )
+
+
+def list_patchwork_parents() -> dict[str, list[str]]:
+    """Label → the other labels of its shape or material, for SG-IoU.
+
+    Example:
+        >>> list_patchwork_parents()["red brick"]
+        ['green brick', 'blue brick', 'grey brick']
+    """
+    return {
+        category.name: [
+            other.name for other in PATCHWORK_CATEGORIES if other.base == category.base and other != category
+        ]
+        for category in PATCHWORK_CATEGORIES
+    }

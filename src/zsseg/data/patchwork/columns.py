@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from zsseg.data.datasets_columns import build_features, write_row
 from zsseg.data.patchwork.dataset import PatchworkDataset
+from zsseg.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     import datasets
@@ -22,7 +23,7 @@ def build_hf_dataset(dataset: PatchworkDataset, *, cache_dir: str | None = None)
     # A fingerprint of its own each time: the library's knows the arguments, not how this package draws them.
     return datasets.Dataset.from_generator(
         _Rows(dataset, num_shards=1),
-        features=_build_features(),
+        features=_build_features(dataset.vocabulary),
         cache_dir=cache_dir,
         fingerprint=datasets.fingerprint.generate_random_fingerprint(),
     )
@@ -49,15 +50,15 @@ def build_hf_iterable_dataset(
         raise ValueError(f"num_shards must be at least 1, got {num_shards}")
     return datasets.IterableDataset.from_generator(
         _Rows(dataset, num_shards),
-        features=_build_features(),
+        features=_build_features(dataset.vocabulary),
         gen_kwargs={"shards": list(range(num_shards))},
     )
 
 
-def _build_features() -> "datasets.Features":
+def _build_features(vocabulary: Vocabulary) -> "datasets.Features":
     import datasets
 
-    return datasets.Features({**build_features(), "caption": datasets.Value("string")})
+    return datasets.Features({**build_features(vocabulary), "caption": datasets.Value("string")})
 
 
 class _Rows:

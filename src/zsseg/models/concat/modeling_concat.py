@@ -13,6 +13,7 @@ from transformers import (
     PreTrainedConfig,
 )
 from transformers import initialization as init
+from transformers.utils import can_return_tuple
 
 from zsseg.layers.mask_pooling import pool_by_masks
 from zsseg.layers.mask_transformer import compute_mask_transformer_features
@@ -25,6 +26,7 @@ from zsseg.layers.text_embedding_bank import (
     infer_text_pooling,
     infer_text_width,
 )
+from zsseg.layers.vision_language import without_load_report
 from zsseg.losses.set_criterion import SetCriterion
 from zsseg.models.base import (
     ZeroShotSegmentationOutput,
@@ -35,7 +37,7 @@ from zsseg.models.base import (
 from zsseg.models.concat.adaptation_concat import AdaptationResult, UnionOptions, adapt_to_labels
 from zsseg.models.concat.configuration_concat import ConcatConfig
 from zsseg.models.concat.generator_concat import QueryGenerator, build_query_generator
-from zsseg.models.concat.query_memory import QueryMemory
+from zsseg.models.concat.query_memory import NO_OBJECT, QueryMemory
 from zsseg.vocabulary import Vocabulary
 
 
@@ -46,11 +48,16 @@ class ConcatPreTrainedModel(ZeroShotSegmentationPreTrainedModel):
     config_class = ConcatConfig
     base_model_prefix = "segmentor"
     frozen_modules: ClassVar[tuple[str, ...]] = ("text_model",)
+    unused_with_text_embeds: ClassVar[tuple[str, ...]] = ("text_model", "generator", "memory")
+    supports_gradient_checkpointing = True
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
         if isinstance(module, ConcatForPanopticSegmentation):
             init.normal_(module.no_object_embedding, std=self.config.no_object_std)
+        elif isinstance(module, QueryMemory):
+            init.zeros_(module.queries)
+            init.constant_(module.label_ids, NO_OBJECT)
         elif isinstance(module, nn.Linear):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
@@ -104,6 +111,7 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
         self.post_init()
         self.freeze()
 
+    @can_return_tuple
     def forward(
         self,
         pixel_values: Tensor,
@@ -115,6 +123,8 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
         mask_labels: Sequence[Tensor] | None = None,
         class_labels: Sequence[Tensor] | None = None,
         label_mask: Tensor | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
     ) -> ZeroShotSegmentationOutput:
         """Segment a batch by words.
 
@@ -128,9 +138,12 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
             mask_labels: with ``class_labels``, for the loss: per image (n, H, W) binary masks.
             class_labels: per image (n,) label ids.
             label_mask: (B, H, W), true where ground truth is known; elsewhere nothing is learned about masks.
+            output_hidden_states: return the queries of every decoder layer; None asks the configuration.
+            output_attentions: return their attention to each other; None asks the configuration.
 
         Returns:
-            Logits, embeddings and, with labels, the loss over all decoder layers.
+            Logits, embeddings and, with labels, the loss over all decoder layers; with ``return_dict=False``
+            a tuple of those that are not None.
 
         Raises:
             ValueError: if neither or both of texts and embeddings are given, only one of ``mask_labels`` and
@@ -140,7 +153,13 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
             missing = "mask_labels" if mask_labels is None else "class_labels"
             raise ValueError(f"the loss needs mask_labels and class_labels, but {missing} is missing")
         text_embeds = self._resolve_text_embeds(text_embeds, input_ids, attention_mask)
-        features = compute_mask_transformer_features(self.segmentor, pixel_values)
+        if output_hidden_states is None:
+            output_hidden_states = self.config.output_hidden_states
+        if output_attentions is None:
+            output_attentions = self.config.output_attentions
+        features = compute_mask_transformer_features(
+            self.segmentor, pixel_values, output_attentions=output_attentions
+        )
         semantic_embeds = self.semantic_projector(features.query_embeds[-1])
         class_logits = self.compute_class_logits(semantic_embeds, text_embeds, text_label_ids)
 
@@ -165,6 +184,8 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
             valid_fractions=compute_valid_fractions(pixel_values, pixel_mask),
             losses=losses,
             matches=matches,
+            hidden_states=features.hidden_states if output_hidden_states else None,
+            attentions=features.attentions,
         )
 
     def compute_class_logits(
@@ -444,7 +465,8 @@ def load_text_tower(name_or_path: str, pooling: str | None = None) -> Any:
     config = AutoConfig.from_pretrained(name_or_path)
     two_tower = TWO_TOWER_TEXT_MODELS.get(f"{config.model_type.removesuffix('_text_model')}_text_model")
     if two_tower is not None:
-        return load_whole(two_tower, name_or_path, (config.model_type,))
+        with without_load_report():
+            return load_whole(two_tower, name_or_path, (config.model_type,))
     if config.sub_configs:
         raise ValueError(
             f"{name_or_path!r} is a composite checkpoint of model type {config.model_type!r}, of which the "

@@ -9,14 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import AutoTokenizer, ResNetBackbone, ResNetConfig
+from transformers import ResNetBackbone, ResNetConfig
 
-from zsseg.layers.text_embedding_bank import infer_text_pooling, infer_text_width
 from zsseg.models.base import load_whole
 from zsseg.models.concat.configuration_concat import ConcatConfig
 from zsseg.models.concat.image_processing_concat import ConcatImageProcessorPil
-from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation, load_text_tower
+from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.processing_concat import ConcatProcessor
+from zsseg.models.concat.text_source import load_text_source
 from zsseg.processing.precomputed_text_embeddings import PrecomputedTextEmbeddings
 from zsseg.training.arguments import MixedPrecision, TrainerArguments
 from zsseg.training.recipes.concat_segmentor import AlignmentStage
@@ -85,7 +85,7 @@ def build_coco_concat(
         if backbone is None
         else ResNetConfig.from_pretrained(backbone, out_features=list(BACKBONE_STAGES))
     )
-    text_tower, text_settings, text_source = _load_text(text)
+    text_source = load_text_source(text)
     torch.manual_seed(seed)
     model = ConcatForPanopticSegmentation(
         ConcatConfig(
@@ -95,29 +95,15 @@ def build_coco_concat(
                 **segmentor_config,
             },
             logit_scale=100.0,
-            **text_settings,
+            **text_source.config_fields,
         )
     )
     if pretrained is not None:
         model.segmentor.pixel_level_module.encoder.load_state_dict(pretrained.state_dict())
-    if text_tower is not None:
-        model.text_model.load_state_dict(text_tower.state_dict())
+    if text_source.tower is not None:
+        model.text_model.load_state_dict(text_source.tower.state_dict())
     image_processor = ConcatImageProcessorPil(size={"shortest_edge": 800, "longest_edge": 1333})
-    return model, ConcatProcessor(image_processor, **text_source)
-
-
-def _load_text(text: str | Path | PrecomputedTextEmbeddings) -> tuple[Any, dict[str, Any], dict[str, Any]]:
-    """The text tower, None with vectors; what the model's config says of texts; the processor's part."""
-    if isinstance(text, PrecomputedTextEmbeddings):
-        return None, {"projection_dim": text.embeddings.shape[1]}, {"text_embeddings": text}
-    tower = load_text_tower(str(text))
-    pooling = infer_text_pooling(tower.config)
-    settings = {
-        "text_config": tower.config,
-        "text_pooling": pooling,
-        "projection_dim": infer_text_width(tower.config, pooling),
-    }
-    return tower, settings, {"tokenizer": AutoTokenizer.from_pretrained(str(text))}
+    return model, ConcatProcessor(image_processor, **text_source.processor_arguments)
 
 
 def build_coco_concat_stages(

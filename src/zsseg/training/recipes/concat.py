@@ -6,17 +6,19 @@ projected queries and text embeddings of the seen labels.
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import Literal, TextIO, get_args
+from typing import TextIO, get_args
 
 from zsseg.data.collate import PanopticCollator
 from zsseg.data.examples import PanopticDataset
-from zsseg.data.seen_filter import drop_images_with_unseen
+from zsseg.data.seen_filter import UnseenPolicy, drop_images_with_unseen
+from zsseg.data.streaming import StreamedPanopticDataset
 from zsseg.data.transformed_dataset import TransformedDataset
 from zsseg.data.transforms import Compose, LargeScaleJitter, RandomHorizontalFlip, Transform
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.processing_concat import ConcatProcessor
 from zsseg.models.inference import encode_vocabulary
 from zsseg.training.arguments import TrainerArguments
+from zsseg.training.data_order import SizedDataset, StreamedDataset
 from zsseg.training.recipe import RecipeStep, run_recipe
 from zsseg.training.recipes.concat_segmentor import (
     AlignmentOptions,
@@ -28,10 +30,6 @@ from zsseg.training.recipes.concat_segmentor import (
 from zsseg.training.stage import StageContext
 from zsseg.training.trainer import Evaluate, TrainingResult
 from zsseg.vocabulary import Vocabulary
-
-UnseenPolicy = Literal["drop_images", "ignore_pixels"]
-
-"""The stages of the recipe, on a pretrained backbone; training from scratch begins with "backbone"."""
 
 
 def build_concat_transform(
@@ -56,7 +54,7 @@ def build_seen_collator(processor: ConcatProcessor, vocabulary: Vocabulary) -> P
 def train_concat(
     model: ConcatForPanopticSegmentation,
     processor: ConcatProcessor,
-    dataset: PanopticDataset,
+    dataset: PanopticDataset | StreamedPanopticDataset,
     *,
     stages: Mapping[str, TrainerArguments],
     transform: Transform,
@@ -74,7 +72,7 @@ def train_concat(
     Args:
         model: trained in place.
         processor: of the same checkpoint; it gives the normalisation and the text embeddings.
-        dataset: pictures with ground truth; its vocabulary says which labels are seen.
+        dataset: pictures with ground truth, or a stream of them; its vocabulary says which labels are seen.
         stages: arguments by stage name, some of "backbone", "warmup", "segmentor" and "alignment"; they run
             in this order. "alignment" is the segmentor stage with conditional token alignment, and its data
             must carry CLS tokens: see :class:`~zsseg.data.clip_tokens.ClipTokenDataset`.
@@ -113,9 +111,19 @@ def train_concat(
     if len(seeds) != 1:
         raise ValueError(f"give at least one stage, and all of them one seed (of augmentation), got {seeds}")
     vocabulary = dataset.vocabulary
-    if unseen == "drop_images" and vocabulary.unseen_label_ids:
-        dataset = drop_images_with_unseen(dataset)
+    if not vocabulary.seen_label_ids:
+        raise ValueError(
+            f"all {len(vocabulary)} labels of the data set are unseen, so there is none to train on"
+        )
     seen = vocabulary.select(vocabulary.seen_label_ids)
+    seed = seeds.pop()
+    examples: SizedDataset | StreamedDataset
+    if isinstance(dataset, StreamedPanopticDataset):
+        examples = dataset.prepare(transform, seed=seed, unseen=unseen)
+    else:
+        if unseen == "drop_images" and vocabulary.unseen_label_ids:
+            dataset = drop_images_with_unseen(dataset)
+        examples = TransformedDataset(dataset, transform, seed)
     steps = [
         RecipeStep(stage, stages[stage.name], evaluate if isinstance(stage, SegmentorStage) else None)
         for stage in recipe
@@ -126,7 +134,7 @@ def train_concat(
         model=model,
         processor=processor,
         context=StageContext(seen, **encode_vocabulary(model, processor, seen)),
-        dataset=TransformedDataset(dataset, transform, seeds.pop()),
+        dataset=examples,
         collate=build_seen_collator(processor, vocabulary),
         data_setup={
             **data_setup,

@@ -1,6 +1,6 @@
 """The stages of CONCAT's stage 1: backbone, warm-up, segmentor, alignment (arXiv:2402.13697, Sec. 3)."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from zsseg.losses.across_processes import gather_rows, get_process_index, mean_over_processes
 from zsseg.losses.mask_losses import compute_dice_loss, compute_mask_cross_entropy
 from zsseg.losses.token_alignment import (
     TokenBank,
@@ -54,14 +55,15 @@ class BackboneStage(Stage):
         logits = model.compute_segment_logits(
             batch["pixel_values"], batch["mask_labels"], context.text_embeds, context.text_label_ids
         )
-        loss = F.cross_entropy(logits, labels, reduction="sum") / max(len(labels), 1)
         is_right = logits.argmax(dim=1) == labels
         thing_ids = torch.tensor(context.vocabulary.thing_label_ids, device=labels.device)
         is_thing = torch.isin(labels, thing_ids)
+        counts = torch.stack((torch.ones_like(labels).sum(), is_thing.sum(), (~is_thing).sum()))
+        num_segments, num_things, num_stuff = mean_over_processes(counts, smallest_total=1.0)
         return {
-            "loss": loss,
-            "thing_accuracy": (is_right & is_thing).sum() / is_thing.sum().clamp(min=1),
-            "stuff_accuracy": (is_right & ~is_thing).sum() / (~is_thing).sum().clamp(min=1),
+            "loss": F.cross_entropy(logits, labels, reduction="sum") / num_segments,
+            "thing_accuracy": (is_right & is_thing).sum() / num_things,
+            "stuff_accuracy": (is_right & ~is_thing).sum() / num_stuff,
         }
 
 
@@ -96,7 +98,7 @@ class WarmupStage(Stage):
         logits = model.compute_dense_logits(pixel_embeds, context.text_embeds, context.text_label_ids)
         size = logits.shape[-2:]
         labels = build_label_maps(batch["mask_labels"], batch["class_labels"], batch["label_mask"], size=size)
-        num_labelled = (labels != UNLABELLED).sum().clamp(min=1)
+        num_labelled = mean_over_processes((labels != UNLABELLED).sum(), smallest_total=1.0)
         cross_entropy = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="none")
         loss = cross_entropy.sum() / num_labelled
         losses = {"loss": loss, "pixel_accuracy": (logits.argmax(dim=1) == labels).sum() / num_labelled}
@@ -197,12 +199,13 @@ class AlignmentStage(SegmentorStage):
         options = self.options
         if options.global_weight:
             image_keys = compute_image_keys(batch["image_ids"])
+            negatives, negative_keys = self._gather_negatives(batch["image_tokens"], image_keys)
             loss = compute_global_alignment_loss(
                 outputs.semantic_embeds,
                 batch["image_tokens"],
                 image_keys,
-                self.bank.tokens,
-                self.bank.image_keys,
+                negatives,
+                negative_keys,
                 query_temperature=options.query_temperature,
                 temperature=options.temperature,
             )
@@ -219,10 +222,27 @@ class AlignmentStage(SegmentorStage):
                     (batch["class_labels"], [match.target_indices for match in outputs.matches]),
                 )
             )
-            loss = compute_instance_alignment_loss(queries, tokens, labels, temperature=options.temperature)
+            # The same in all processes: a query contrasts with the segments of all their images.
+            loss = compute_instance_alignment_loss(
+                gather_rows(queries),
+                gather_rows(tokens),
+                gather_rows(labels),
+                temperature=options.temperature,
+            )
             losses["loss"] = losses["loss"] + options.instance_weight * loss
             losses["instance_alignment"] = loss.detach()
         return losses
+
+    def _gather_negatives(self, image_tokens: Tensor, image_keys: Tensor) -> tuple[Tensor, Tensor]:
+        """Tokens of other images, and their keys: what other processes see now, and the bank."""
+        device, batch_size = image_tokens.device, len(image_tokens)
+        tokens, keys = gather_rows(image_tokens.float()), gather_rows(image_keys.to(device))
+        # All processes have batches of one size.
+        is_elsewhere = torch.arange(len(keys), device=device) // batch_size != get_process_index()
+        return (
+            torch.cat((tokens[is_elsewhere], self.bank.tokens.to(device))),
+            torch.cat((keys[is_elsewhere], self.bank.image_keys.to(device))),
+        )
 
     def get_state(self) -> dict[str, Tensor]:
         """The token bank."""
@@ -284,22 +304,40 @@ def compute_segment_losses(
     """
     class_losses: list[Tensor] = []
     mask_losses: list[Tensor] = []
-    for embeds, pixel_losses, masks, known in zip(
-        pixel_embeds, cross_entropy, mask_labels, is_known, strict=True
+    generators = _build_image_generators(model.criterion.generator, len(mask_labels))
+    for embeds, pixel_losses, masks, known, generator in zip(
+        pixel_embeds, cross_entropy, mask_labels, is_known, generators, strict=True
     ):
         targets = sample_masks(masks, known.shape)[:, known].float()
         # A segment may fall between the grid's centres.
         targets = targets[targets.any(dim=1)]
         if len(targets):
             class_losses.append(targets @ pixel_losses[known] / targets.sum(dim=1))
-            positions = torch.multinomial(targets.cpu(), num_samples=1, generator=model.criterion.generator)
+            positions = torch.multinomial(targets.cpu(), num_samples=1, generator=generator)
             logits = model.compute_pixel_query_masks(embeds[:, known], positions[:, 0]).float()
             is_valid = torch.ones_like(targets)
             mask_losses.append(
                 compute_mask_cross_entropy(logits, targets, is_valid)
                 + compute_dice_loss(logits, targets, is_valid)
             )
-    if not class_losses:
-        nothing = pixel_embeds.sum() * 0.0
-        return {"segment_class": nothing, "segment_mask": nothing}
-    return {"segment_class": torch.cat(class_losses).mean(), "segment_mask": torch.cat(mask_losses).mean()}
+    # Part of the graph also where there is no segment: every process of a distributed run goes backward.
+    nothing = pixel_embeds.sum()[None] * 0.0
+    by_segment = {
+        "segment_class": torch.cat([nothing, *class_losses]),
+        "segment_mask": torch.cat([nothing, *mask_losses]),
+    }
+    own_segments = torch.tensor(sum(map(len, class_losses)), device=pixel_embeds.device)
+    num_segments = mean_over_processes(own_segments, smallest_total=1.0)
+    return {name: losses.sum() / num_segments for name, losses in by_segment.items()}
+
+
+def _build_image_generators(generator: torch.Generator, num_images: int) -> Iterator[torch.Generator]:
+    """One for each image, by its place in the batch of all processes, whatever those before it draw.
+
+    Args:
+        generator: in the same state in all processes.
+        num_images: of this process, as many as of any other.
+    """
+    seed = int(torch.randint(2**62, (1,), generator=generator))
+    first = seed + get_process_index() * num_images
+    return (torch.Generator().manual_seed(first + image) for image in range(num_images))

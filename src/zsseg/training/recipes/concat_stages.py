@@ -8,7 +8,8 @@ from typing import Literal, TextIO
 
 from zsseg.data.clip_tokens import ClipTokenDataset, build_clip_tokens
 from zsseg.data.examples import PanopticDataset, compute_example_digest
-from zsseg.data.seen_filter import drop_images_with_unseen, ignore_unseen
+from zsseg.data.seen_filter import UnseenPolicy, drop_images_with_unseen, ignore_unseen
+from zsseg.data.streaming import StreamedPanopticDataset
 from zsseg.data.tensor_store import TensorStore
 from zsseg.data.transformed_dataset import TransformedDataset
 from zsseg.data.transforms import LargeScaleJitter
@@ -20,7 +21,7 @@ from zsseg.training.arguments import TrainerArguments
 from zsseg.training.checkpointing import CheckpointError, find_checkpoints, read_setup
 from zsseg.training.processes import get_process_state
 from zsseg.training.recipe_parts import are_complete, choose_start, prepare_stages
-from zsseg.training.recipes.concat import UnseenPolicy, build_concat_transform, train_concat
+from zsseg.training.recipes.concat import build_concat_transform, train_concat
 from zsseg.training.recipes.concat_segmentor import (
     AlignmentOptions,
     AlignmentStage,
@@ -50,6 +51,9 @@ STAGES = (
 )
 """In order; alignment goes on from a segmentor or stands in for it."""
 
+STREAMED_STAGES = (WarmupStage.name, SegmentorStage.name)
+"""Those that a stream is enough for, as they ask for no picture by its number."""
+
 TOKEN_FOLDER = "clip-tokens"
 QUERY_FOLDER = "queries"
 
@@ -57,7 +61,7 @@ QUERY_FOLDER = "queries"
 def train_concat_stages(
     model: ConcatForPanopticSegmentation,
     processor: ConcatProcessor,
-    dataset: PanopticDataset,
+    dataset: PanopticDataset | StreamedPanopticDataset,
     *,
     stages: Mapping[str, TrainerArguments],
     store_folder: Path,
@@ -80,7 +84,8 @@ def train_concat_stages(
     Args:
         model: trained in place.
         processor: of the same checkpoint.
-        dataset: pictures with ground truth; its vocabulary says which labels are seen.
+        dataset: pictures with ground truth; its vocabulary says which labels are seen. A stream is enough for
+            the stages on pictures without a teacher.
         stages: arguments by stage name.
         store_folder: gets the teacher's tokens and the segmentor's queries. With ``overwrite``, runs of later
             stages in folders of their names there are deleted: they went on from what is trained anew.
@@ -111,12 +116,32 @@ def train_concat_stages(
     is_transductive = setting == "transductive" and bool(vocabulary.unseen_label_ids)
     options = TransitionOptions() if options is None else options
     _check_stages(model, stages, teacher, is_transductive=is_transductive)
+    transform = build_concat_transform(size, min_scale=min_scale, max_scale=max_scale)
+    if isinstance(dataset, StreamedPanopticDataset):
+        _check_streamed_stages(stages)
+        prepare_stages(
+            stages.values(),
+            later_folders=[store_folder / name for name in _list_later(stages)],
+            resume=resume,
+            overwrite=overwrite,
+        )
+        model.to(get_process_state().device)
+        return train_concat(
+            model,
+            processor,
+            dataset,
+            stages=stages,
+            transform=transform,
+            unseen=unseen,
+            evaluate=evaluate,
+            stream=stream,
+            **choose_start(stages.values(), resume=resume, overwrite=overwrite),
+        )
     seen_pictures = _hide_unseen(dataset, unseen)
     check_query_batches(stages, options, len(seen_pictures))
-    later = STAGES[1 + max(STAGES.index(name) for name in stages) :]
     prepare_stages(
         stages.values(),
-        later_folders=[store_folder / name for name in later],
+        later_folders=[store_folder / name for name in _list_later(stages)],
         resume=resume,
         overwrite=overwrite,
     )
@@ -136,7 +161,7 @@ def train_concat_stages(
             processor,
             pictures,
             stages=segmentor_stages,
-            transform=build_concat_transform(size, min_scale=min_scale, max_scale=max_scale),
+            transform=transform,
             unseen=unseen,
             alignment=alignment,
             # Also where only the warm-up runs now: a later call goes on with the alignment.
@@ -197,8 +222,7 @@ def check_same_teacher(stages: Iterable[TrainerArguments], teacher: VisionLangua
 def build_token_store(dataset: PanopticDataset, teacher: VisionLanguageTeacher, folder: Path) -> TensorStore:
     """A teacher's CLS tokens of pictures and segments, computed as far as they are missing.
 
-    The first process of a distributed run computes them. The others wait as long as torch's process group
-    lets them, ten minutes with NCCL: call it beforehand in a single process if it takes longer.
+    One process of a distributed run computes them, the others wait for it, however long it takes.
 
     Args:
         dataset: what may be learnt from, without transforms.
@@ -206,15 +230,14 @@ def build_token_store(dataset: PanopticDataset, teacher: VisionLanguageTeacher, 
         folder: of the store.
     """
     teacher.to(get_process_state().device)
-    with get_process_state().main_process_first():
-        tokens = build_clip_tokens(
-            dataset,
-            folder,
-            encode=teacher.encode_images,
-            image_size=teacher.image_size,
-            fill_color=teacher.fill_color,
-            teacher_hash=teacher.weights_hash,
-        )
+    tokens = build_clip_tokens(
+        dataset,
+        folder,
+        encode=teacher.encode_images,
+        image_size=teacher.image_size,
+        fill_color=teacher.fill_color,
+        teacher_hash=teacher.weights_hash,
+    )
     teacher.to("cpu")
     return tokens
 
@@ -266,6 +289,20 @@ def _check_stages(
             'the stage "union" learns unseen labels by their names: it needs data with unseen labels, '
             'and the setting "transductive"'
         )
+
+
+def _check_streamed_stages(stages: Mapping[str, TrainerArguments]) -> None:
+    if others := [name for name in stages if name not in (BackboneStage.name, *STREAMED_STAGES)]:
+        raise ValueError(
+            f"the stages {others} store tokens or queries of pictures by number, which a stream does not "
+            f"have: train {' and '.join(STREAMED_STAGES)} on it, and these on a data set opened with "
+            "open_dataset"
+        )
+
+
+def _list_later(stages: Mapping[str, TrainerArguments]) -> tuple[str, ...]:
+    """The stages that would go on from the last of these."""
+    return STAGES[1 + max(STAGES.index(name) for name in stages) :]
 
 
 def _hide_unseen(dataset: PanopticDataset, policy: UnseenPolicy) -> PanopticDataset:

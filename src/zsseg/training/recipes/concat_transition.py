@@ -115,6 +115,8 @@ class GeneratorStage(Stage):
 
     name: ClassVar[str] = "generator"
     has_unused_parameters: ClassVar[bool] = True
+    # Moments are those of all queries, not means of those of some.
+    needs_whole_batch: ClassVar[bool] = True
 
     def __init__(self, options: TransitionOptions) -> None:
         self.options = options
@@ -207,6 +209,8 @@ class UnionStage(Stage):
     """
 
     name: ClassVar[str] = "union"
+    # Pseudo queries are drawn once for all processes.
+    needs_whole_batch: ClassVar[bool] = True
 
     def __init__(self, options: UnionOptions) -> None:
         self.options = options

@@ -20,7 +20,9 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPProce
 from zsseg.data.patchwork.captions import COUNT_WORDS, build_plural, describe_category
 from zsseg.data.patchwork.categories import MATERIALS, SHAPES, SURFACES, TONES
 from zsseg.data.patchwork.dataset import PatchworkDataset
+from zsseg.losses.across_processes import gather_rows
 from zsseg.losses.contrastive import compute_image_text_contrastive_loss
+from zsseg.losses.token_alignment import compute_image_keys
 from zsseg.training.arguments import MixedPrecision, TrainerArguments
 from zsseg.training.checkpointing import find_checkpoints
 from zsseg.training.patchwork_clip_evaluation import (
@@ -163,7 +165,12 @@ class CaptionCollator:
     processor: CLIPProcessor
 
     def __call__(self, scenes: Sequence[Sequence[CaptionedPicture]]) -> Batch:
-        """``pixel_values`` (B, 3, H, W), ``input_ids``, ``attention_mask`` (T, L), ``text_indices`` (B,)."""
+        """Pictures and distinct captions as tensors.
+
+        Returns:
+            ``pixel_values`` (B, 3, H, W); ``input_ids`` and ``attention_mask`` (T, L); ``text_indices`` (B,)
+            into the captions; ``text_keys`` (T,), numbers that stand for the captions in all processes.
+        """
         pictures = [picture for scene in scenes for picture in scene]
         captions = list(dict.fromkeys(picture.caption for picture in pictures))
         index_by_caption = {caption: index for index, caption in enumerate(captions)}
@@ -175,6 +182,7 @@ class CaptionCollator:
             "input_ids": tokens["input_ids"],
             "attention_mask": tokens["attention_mask"],
             "text_indices": torch.tensor([index_by_caption[picture.caption] for picture in pictures]),
+            "text_keys": compute_image_keys(captions),
         }
 
 
@@ -188,11 +196,24 @@ class PatchworkClipStage(Stage):
         return True
 
     def compute_loss(self, model: Any, batch: Batch, context: Any) -> dict[str, Tensor]:
-        """The contrastive loss over the batch's distinct captions."""
+        """The contrastive loss over the distinct captions of all processes' batches."""
         image_embeds = model.get_image_features(batch["pixel_values"]).pooler_output
         text_embeds = model.get_text_features(batch["input_ids"], batch["attention_mask"]).pooler_output
         scale = model.logit_scale.exp().clamp(max=LARGEST_LOGIT_SCALE)
-        loss = compute_image_text_contrastive_loss(image_embeds, text_embeds, batch["text_indices"], scale)
+        keys, picture_keys = (
+            gather_rows(own) for own in (batch["text_keys"], batch["text_keys"][batch["text_indices"]])
+        )
+        # A caption that several processes have stands once, as that of the first of them.
+        distinct, rows = keys.unique(return_inverse=True)
+        first = torch.full_like(distinct, len(keys)).scatter_reduce_(
+            0, rows, torch.arange(len(keys), device=keys.device), "amin"
+        )
+        loss = compute_image_text_contrastive_loss(
+            gather_rows(image_embeds),
+            gather_rows(text_embeds)[first],
+            torch.searchsorted(distinct, picture_keys),
+            scale,
+        )
         return {"loss": loss, "logit_scale": scale}
 
 

@@ -4,7 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from zsseg.cli.image_sources import find_images
+from zsseg.image_sources import find_images
 
 
 @pytest.fixture

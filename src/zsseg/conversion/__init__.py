@@ -1,0 +1,1 @@
+"""Checkpoints of other projects → those of zsseg: read safely, accounted for, compared."""
