@@ -9,8 +9,10 @@ TESTS = Path(__file__).parents[1]
 PREAMBLE = """
 import os, sys
 import torch
+from zsseg.training.processes import leave_process_group_at_exit
 rank = int(os.environ["RANK"])
 torch.distributed.init_process_group("gloo", init_method="file://" + sys.argv[1], rank=rank, world_size=2)
+leave_process_group_at_exit()
 """
 
 

@@ -1,5 +1,7 @@
 """The processes of a run, one or those that ``accelerate launch`` or ``torchrun`` started."""
 
+import atexit
+import functools
 import os
 from datetime import timedelta
 
@@ -29,7 +31,24 @@ def get_process_state() -> PartialState:
     is_on_cpu = parse_flag_from_env("ACCELERATE_USE_CPU") or (
         is_launched and not torch.accelerator.is_available()
     )
-    return PartialState(cpu=is_on_cpu, timeout=COLLECTIVE_TIMEOUT)
+    state = PartialState(cpu=is_on_cpu, timeout=COLLECTIVE_TIMEOUT)
+    leave_process_group_at_exit()
+    return state
+
+
+@functools.cache
+def leave_process_group_at_exit() -> None:
+    """Close the connections to the other processes before the interpreter goes.
+
+    Gloo's threads that still run then end the process with SIGABRT every now and then ("terminate called
+    without an active exception"), although its work was done.
+    """
+
+    def leave() -> None:
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+
+    atexit.register(leave)
 
 
 def build_accelerator(mixed_precision: MixedPrecision, *, has_unused_parameters: bool) -> Accelerator:
