@@ -122,10 +122,15 @@ def test_both_stages_learn_the_colours_and_evaluate(tmp_path, dataset):
     results = train(dataset, stages, evaluate=evaluate)
     warmup = read_records(tmp_path / "warmup")
     assert warmup[-1]["pixel_accuracy"] > 0.9
-    evaluations = [r for r in read_records(tmp_path / "segmentor") if r["kind"] == "evaluation"]
+    segmentor = read_records(tmp_path / "segmentor")
+    # Of the losses alone: how often a pixel is taken for the unseen label, which nothing trains, differs from
+    # processor to processor.
+    first, *_, last = (record for record in segmentor if record["kind"] == "train")
+    assert last["loss"] < first["loss"] / 5
+    assert last["mask"] < first["mask"] / 2
+    evaluations = [record for record in segmentor if record["kind"] == "evaluation"]
     assert [record["step"] for record in evaluations] == [20, 40, 60]
     assert results["segmentor"].best_metric == max(record["mIoU_seen"] for record in evaluations)
-    assert results["segmentor"].best_metric > 0.5
     assert results["segmentor"].best_checkpoint.is_dir()
 
 
