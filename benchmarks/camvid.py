@@ -35,7 +35,7 @@ from zsseg.data.transforms import ColorJitter, Compose, LargeScaleJitter, Random
 from zsseg.layers.mobilenet_v2_backbone import MobileNetV2Backbone
 from zsseg.layers.text_embedding_bank import infer_text_pooling
 from zsseg.models.concat.image_processing_concat import ConcatImageProcessorPil
-from zsseg.models.concat.modeling_concat import load_text_tower
+from zsseg.models.text_tower import load_text_tower
 from zsseg.training.arguments import TrainerArguments
 from zsseg.training.evaluation import build_metric, evaluate_model
 from zsseg.training.recipes.concat import train_concat

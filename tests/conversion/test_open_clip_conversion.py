@@ -19,7 +19,7 @@ from zsseg.conversion.open_clip_layout import (
     read_open_clip_weights,
 )
 from zsseg.layers.vision_language import load_vision_language_teacher
-from zsseg.models.concat.modeling_concat import load_text_tower
+from zsseg.models.text_tower import load_text_tower
 
 TORCHVISION = Path(sys.prefix) / "torchvision"
 MEAN, STD = (0.2, 0.4, 0.6), (0.1, 0.2, 0.3)

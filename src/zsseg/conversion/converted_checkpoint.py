@@ -20,7 +20,7 @@ from zsseg.models.concat.configuration_concat import ConcatConfig
 from zsseg.models.concat.image_processing_concat import ConcatImageProcessorPil
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.processing_concat import ConcatProcessor
-from zsseg.models.concat.text_source import TextSource, load_text_source
+from zsseg.models.text_source import TextSource, load_text_source
 from zsseg.processing.precomputed_text_embeddings import PrecomputedTextEmbeddings
 from zsseg.publishing.checkpoint_files import CARD_FILE, CONVERSION_FILE
 from zsseg.publishing.folder_replacement import replacing_folder

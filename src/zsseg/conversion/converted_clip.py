@@ -25,7 +25,7 @@ from zsseg.conversion.source_weights import read_source_weights
 from zsseg.conversion.verification import check_differences, compute_differences
 from zsseg.layers.vision_language import import_open_clip, load_vision_language_teacher
 from zsseg.models.base import load_whole
-from zsseg.models.concat.modeling_concat import load_text_tower
+from zsseg.models.text_tower import load_text_tower
 from zsseg.publishing.folder_replacement import replacing_folder
 
 OPEN_CLIP_TOKENIZER = "open_clip"

@@ -7,7 +7,7 @@ from typing import Any
 from transformers import AutoTokenizer
 
 from zsseg.layers.text_embedding_bank import infer_text_pooling, infer_text_width
-from zsseg.models.concat.modeling_concat import load_text_tower
+from zsseg.models.text_tower import load_text_tower
 from zsseg.processing.precomputed_text_embeddings import PrecomputedTextEmbeddings
 
 

@@ -38,7 +38,7 @@ from testing.tiny_models import (
     build_tokenizer,
 )
 from zsseg import ConcatConfig, ConcatForPanopticSegmentation, ConcatProcessor
-from zsseg.models.concat.modeling_concat import load_text_tower
+from zsseg.models.text_tower import load_text_tower
 
 
 class TestConcat(

@@ -6,11 +6,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor, nn
 from transformers import (
-    AutoConfig,
-    AutoModel,
     Mask2FormerForUniversalSegmentation,
     Mask2FormerModel,
-    PreTrainedConfig,
 )
 from transformers import initialization as init
 from transformers.utils import can_return_tuple
@@ -18,15 +15,7 @@ from transformers.utils import can_return_tuple
 from zsseg.layers.mask_pooling import pool_by_masks
 from zsseg.layers.mask_transformer import compute_mask_transformer_features
 from zsseg.layers.open_vocabulary_classifier import compute_cosine_class_logits
-from zsseg.layers.text_embedding_bank import (
-    TEXT_POOLING,
-    TWO_TOWER_TEXT_MODELS,
-    TextEmbeddingBank,
-    build_text_tower,
-    infer_text_pooling,
-    infer_text_width,
-)
-from zsseg.layers.vision_language import without_load_report
+from zsseg.layers.text_embedding_bank import infer_text_pooling, infer_text_width
 from zsseg.losses.set_criterion import SetCriterion
 from zsseg.models.base import (
     ZeroShotSegmentationOutput,
@@ -38,6 +27,7 @@ from zsseg.models.concat.adaptation_concat import AdaptationResult, UnionOptions
 from zsseg.models.concat.configuration_concat import ConcatConfig
 from zsseg.models.concat.generator_concat import QueryGenerator, build_query_generator
 from zsseg.models.concat.query_memory import NO_OBJECT, QueryMemory
+from zsseg.models.text_tower import TextTowerMixin, drop_provenance, load_text_tower
 from zsseg.vocabulary import Vocabulary
 
 
@@ -64,7 +54,7 @@ class ConcatPreTrainedModel(ZeroShotSegmentationPreTrainedModel):
                 init.zeros_(module.bias)
 
 
-class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
+class ConcatForPanopticSegmentation(TextTowerMixin, ConcatPreTrainedModel):
     """Mask transformer, semantic projector, cosine classifier and text tower (arXiv:2402.13697, Sec. 3).
 
     Labels are inputs, as token ids or as embeddings; no class is stored. CLIP's vision tower is a teacher of
@@ -74,23 +64,13 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
 
     def __init__(self, config: ConcatConfig) -> None:
         super().__init__(config)
-        if config.text_pooling not in TEXT_POOLING:
-            raise ValueError(f"text_pooling must be one of {TEXT_POOLING}, got {config.text_pooling!r}")
         segmentor_config = config.segmentor_config
         self.segmentor = Mask2FormerModel(segmentor_config)
         self.semantic_projector = _build_projector(
             segmentor_config.hidden_dim, config.projection_dim, config.projector_layers
         )
         self.no_object_embedding = nn.Parameter(torch.empty(config.projection_dim))
-        self.text_model: Any = None
-        if config.text_config is not None:
-            width = infer_text_width(config.text_config, config.text_pooling)
-            if width != config.projection_dim:
-                raise ValueError(
-                    f"the text tower gives vectors of {width} numbers under text_pooling="
-                    f"{config.text_pooling!r}, but projection_dim is {config.projection_dim}: make them equal"
-                )
-            self.text_model = build_text_tower(config.text_config)
+        self.build_text_model()
         self.generator = (
             None if config.generator_type is None else self._build_generator(config.generator_type)
         )
@@ -107,7 +87,6 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
             importance_sample_ratio=segmentor_config.importance_sample_ratio,
             ignore_unknown_queries=config.ignore_unknown_queries,
         )
-        self.text_bank = TextEmbeddingBank()
         self.post_init()
         self.freeze()
 
@@ -152,7 +131,7 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
         if (mask_labels is None) != (class_labels is None):
             missing = "mask_labels" if mask_labels is None else "class_labels"
             raise ValueError(f"the loss needs mask_labels and class_labels, but {missing} is missing")
-        text_embeds = self._resolve_text_embeds(text_embeds, input_ids, attention_mask)
+        text_embeds = self.resolve_text_embeds(text_embeds, input_ids, attention_mask)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
         if output_attentions is None:
@@ -274,32 +253,6 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
         queries = decoder.layernorm(pixel_embeds[:, positions].T)
         return decoder.mask_predictor.mask_embedder(queries) @ pixel_embeds
 
-    def encode_text(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Tensor:
-        """Embed texts under their prompts; a second call with the same ids runs no text tower.
-
-        Args:
-            input_ids: (T, P, L) token ids, P prompts per text.
-            attention_mask: (T, P, L); None when nothing is padded.
-
-        Returns:
-            (T, D) float32, unit norm, without gradients.
-
-        Raises:
-            ValueError: if the checkpoint holds no text tower, or ``input_ids`` is not three-dimensional.
-        """
-        if self.text_model is None:
-            raise ValueError(
-                "this checkpoint holds no text tower, only precomputed text embeddings: pass text_embeds, as "
-                "its processor does for candidate_labels"
-            )
-        if input_ids.ndim != 3:
-            raise ValueError(
-                f"input_ids must be (texts, prompts, tokens), got {tuple(input_ids.shape)}: use the "
-                "processor, or add a dimension for a single prompt"
-            )
-        mask = torch.ones_like(input_ids) if attention_mask is None else attention_mask
-        return self.text_bank.encode(self.text_model, input_ids, mask, self.config.text_pooling)
-
     def attach_generator(
         self,
         generator_type: str = "mlp",
@@ -406,17 +359,6 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
             progress=progress,
         )
 
-    def _resolve_text_embeds(
-        self, text_embeds: Tensor | None, input_ids: Any, attention_mask: Tensor | None
-    ) -> Tensor:
-        if (text_embeds is None) == (input_ids is None):
-            given = "neither" if text_embeds is None else "both"
-            raise ValueError(
-                f"pass either input_ids or text_embeds, got {given}: call the processor with "
-                "candidate_labels=[…]"
-            )
-        return self.encode_text(input_ids, attention_mask) if text_embeds is None else text_embeds
-
     @classmethod
     def from_mask2former(cls, checkpoint: str, *, clip: str, **config_kwargs: Any) -> Self:
         """Start from a Mask2Former and a text tower, each on the Hub or on disk.
@@ -439,8 +381,8 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
         text_tower = load_text_tower(clip, pooling)
         pooling = infer_text_pooling(text_tower.config) if pooling is None else pooling
         config = ConcatConfig(
-            segmentor_config=_drop_provenance(segmentor.config),
-            text_config=_drop_provenance(text_tower.config),
+            segmentor_config=drop_provenance(segmentor.config),
+            text_config=drop_provenance(text_tower.config),
             text_pooling=pooling,
             projection_dim=infer_text_width(text_tower.config, pooling),
             **config_kwargs,
@@ -449,40 +391,6 @@ class ConcatForPanopticSegmentation(ConcatPreTrainedModel):
         model.segmentor.load_state_dict(segmentor.state_dict())
         model.text_model.load_state_dict(text_tower.state_dict())
         return model
-
-
-def load_text_tower(name_or_path: str, pooling: str | None = None) -> Any:
-    """The pretrained text tower of a CLIP or SigLIP checkpoint, or any text encoder.
-
-    Args:
-        name_or_path: folder or Hub id.
-        pooling: how its tokens will become one vector; None for the usual way of its type.
-
-    Raises:
-        OSError: if nothing is found there.
-        ValueError: if the checkpoint has no separate text encoder that is known, or lacks its weights.
-    """
-    config = AutoConfig.from_pretrained(name_or_path)
-    two_tower = TWO_TOWER_TEXT_MODELS.get(f"{config.model_type.removesuffix('_text_model')}_text_model")
-    if two_tower is not None:
-        with without_load_report():
-            return load_whole(two_tower, name_or_path, (config.model_type,))
-    if config.sub_configs:
-        raise ValueError(
-            f"{name_or_path!r} is a composite checkpoint of model type {config.model_type!r}, of which the "
-            "text tower is not known: use CLIP, SigLIP or a plain text encoder"
-        )
-    unused_weights = () if pooling == "pooler" else ("pooler.",)
-    return load_whole(AutoModel, name_or_path, (config.model_type,), unused_weights=unused_weights)
-
-
-def _drop_provenance(config: PreTrainedConfig) -> dict[str, Any]:
-    """What a pretrained part's config says of its architecture, without its origin and its classes."""
-    settings = config.to_dict()
-    for nested in (settings, settings.get("backbone_config") or {}):
-        for name in ("_name_or_path", "architectures", "id2label", "label2id"):
-            nested.pop(name, None)
-    return settings
 
 
 def _build_projector(hidden_dim: int, projection_dim: int, num_layers: int) -> nn.Module:

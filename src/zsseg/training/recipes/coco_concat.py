@@ -16,7 +16,7 @@ from zsseg.models.concat.configuration_concat import ConcatConfig
 from zsseg.models.concat.image_processing_concat import ConcatImageProcessorPil
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.processing_concat import ConcatProcessor
-from zsseg.models.concat.text_source import load_text_source
+from zsseg.models.text_source import load_text_source
 from zsseg.processing.precomputed_text_embeddings import PrecomputedTextEmbeddings
 from zsseg.training.arguments import MixedPrecision, TrainerArguments
 from zsseg.training.recipes.concat_segmentor import AlignmentStage

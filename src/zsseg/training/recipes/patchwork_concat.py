@@ -13,8 +13,9 @@ from zsseg.data.patchwork.dataset import PatchworkDataset
 from zsseg.data.transforms import Compose
 from zsseg.models.concat.configuration_concat import ConcatConfig
 from zsseg.models.concat.image_processing_concat import ConcatImageProcessorPil
-from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation, load_text_tower
+from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.processing_concat import ConcatProcessor
+from zsseg.models.text_tower import load_text_tower
 from zsseg.training.arguments import MixedPrecision, TrainerArguments
 from zsseg.training.checkpointing import find_checkpoints
 from zsseg.training.evaluation import evaluate_model
