@@ -17,6 +17,10 @@ if TYPE_CHECKING:
     from zsseg.models.concat.image_processing_concat import ConcatImageProcessorPil
     from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation, ConcatPreTrainedModel
     from zsseg.models.concat.processing_concat import ConcatProcessor
+    from zsseg.models.scan.configuration_scan import ScanConfig
+    from zsseg.models.scan.image_processing_scan import ScanImageProcessorPil
+    from zsseg.models.scan.modeling_scan import ScanForSemanticSegmentation, ScanPreTrainedModel
+    from zsseg.models.scan.processing_scan import ScanProcessor
     from zsseg.processing.precomputed_text_embeddings import PrecomputedTextEmbeddings
     from zsseg.structures import PanopticSegmentation, SegmentInfo
     from zsseg.vocabulary import Category, Vocabulary
@@ -30,6 +34,11 @@ _LAZY_NAMES = {
     "ConcatProcessor": "zsseg.models.concat.processing_concat",
     "PanopticSegmentation": "zsseg.structures",
     "PrecomputedTextEmbeddings": "zsseg.processing.precomputed_text_embeddings",
+    "ScanConfig": "zsseg.models.scan.configuration_scan",
+    "ScanForSemanticSegmentation": "zsseg.models.scan.modeling_scan",
+    "ScanImageProcessorPil": "zsseg.models.scan.image_processing_scan",
+    "ScanPreTrainedModel": "zsseg.models.scan.modeling_scan",
+    "ScanProcessor": "zsseg.models.scan.processing_scan",
     "SegmentInfo": "zsseg.structures",
     "Vocabulary": "zsseg.vocabulary",
     "load_image": "zsseg.image_loading",
@@ -44,6 +53,11 @@ __all__ = [
     "ConcatProcessor",
     "PanopticSegmentation",
     "PrecomputedTextEmbeddings",
+    "ScanConfig",
+    "ScanForSemanticSegmentation",
+    "ScanImageProcessorPil",
+    "ScanPreTrainedModel",
+    "ScanProcessor",
     "SegmentInfo",
     "Vocabulary",
     "__version__",

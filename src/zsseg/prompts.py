@@ -14,6 +14,24 @@ PADING_PROMPTS = (
 )
 """The eight prompts of PADing (CVPR 2023), which CONCAT (arXiv:2402.13697) follows."""
 
+VILD_PROMPTS = (
+    "a photo of a {}.",
+    "This is a photo of a {}",
+    "There is a {} in the scene",
+    "There is the {} in the scene",
+    "a photo of a {} in the scene",
+    "a photo of a small {}.",
+    "a photo of a medium {}.",
+    "a photo of a large {}.",
+    "This is a photo of a small {}.",
+    "This is a photo of a medium {}.",
+    "This is a photo of a large {}.",
+    "There is a small {} in the scene.",
+    "There is a medium {} in the scene.",
+    "There is a large {} in the scene.",
+)
+"""The fourteen prompts of ViLD (arXiv:2104.13921), which SCAN (arXiv:2312.04089) follows."""
+
 
 def fill_prompts(text: str, prompt_templates: Sequence[str]) -> list[str]:
     """Put one text into every template.

@@ -38,7 +38,10 @@ class Family:
         )
 
 
-FAMILIES = (Family("concat", "Concat", "ConcatForPanopticSegmentation"),)
+FAMILIES = (
+    Family("concat", "Concat", "ConcatForPanopticSegmentation"),
+    Family("scan", "Scan", "ScanForSemanticSegmentation"),
+)
 
 TASKS = {
     "zero-shot-panoptic-segmentation": (

@@ -26,6 +26,7 @@ class ZeroShotSegmentationOutput(ModelOutput):
         query_embeds: (B, Q, d) vision queries, layer-normed.
         semantic_embeds: (B, Q, D) queries in the text space, not normalised.
         pixel_embeds: (B, d, h, w) features that the masks are read from.
+        query_weights: (B, Q) float32, 0 or more: a semantic map counts each query so many times; None: once.
         valid_fractions: (B, 2) float32, the share of height and width that is picture; the rest is padding.
         losses: the parts of the loss by name, detached.
         matches: with labels only: per image which queries were matched with which of its masks.
@@ -39,6 +40,7 @@ class ZeroShotSegmentationOutput(ModelOutput):
     query_embeds: Tensor | None = None
     semantic_embeds: Tensor | None = None
     pixel_embeds: Tensor | None = None
+    query_weights: Tensor | None = None
     valid_fractions: Tensor | None = None
     losses: dict[str, Tensor] | None = None
     matches: list[Match] | None = None

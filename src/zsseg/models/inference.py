@@ -11,6 +11,9 @@ from transformers.utils import ModelOutput
 
 from zsseg.vocabulary import Vocabulary
 
+POST_PROCESSED = ("class_queries_logits", "masks_queries_logits", "query_weights", "valid_fractions")
+"""Outputs that maps of segments are made of."""
+
 
 def encode_vocabulary(
     model: Any, processor: Any, vocabulary: Vocabulary, *, prompt_templates: Sequence[str] | None = None
@@ -44,8 +47,8 @@ def compute_picture_outputs(
         text_inputs: ``text_embeds`` and ``text_label_ids``, shared by all pictures.
 
     Returns:
-        Per picture a :class:`~transformers.utils.ModelOutput` of batch size 1 with ``class_queries_logits``,
-        ``masks_queries_logits`` and ``valid_fractions``, in the order given.
+        Per picture a :class:`~transformers.utils.ModelOutput` of batch size 1 with what post-processing
+        reads, in the order given.
     """
     groups: dict[tuple[int, ...], list[int]] = defaultdict(list)
     for index, picture in enumerate(pictures):
@@ -59,8 +62,10 @@ def compute_picture_outputs(
         )
         for row, index in enumerate(indices):
             results[index] = ModelOutput(
-                class_queries_logits=outputs.class_queries_logits[row : row + 1],
-                masks_queries_logits=outputs.masks_queries_logits[row : row + 1],
-                valid_fractions=outputs.valid_fractions[row : row + 1],
+                **{
+                    name: outputs[name][row : row + 1]
+                    for name in POST_PROCESSED
+                    if outputs.get(name) is not None
+                }
             )
     return [results[index] for index in range(len(pictures))]

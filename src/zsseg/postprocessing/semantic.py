@@ -24,18 +24,20 @@ def merge_semantic(
     class_logits: Tensor,
     mask_logits: Tensor,
     *,
+    query_weights: Tensor | None = None,
     target_size: tuple[int, int] | None = None,
     valid_fraction: tuple[float, float] = (1.0, 1.0),
 ) -> NDArray[np.int64]:
-    """Give every pixel the label with the largest Σ_q p(q, label) · sigmoid(mask_q).
+    """Give every pixel the label with the largest Σ_q w_q · p(q, label) · sigmoid(mask_q).
 
-    p is the softmax over the labels and no-object. A tie goes to the lower label. Where bounds from the
-    masks' samples leave one label only, no pixel is computed; the others are, a few rows at a time and for
-    the labels that are left. Neither the masks nor the scores ever exist for the whole picture.
+    p is the softmax over the labels and no-object, w is 1 unless given. A tie goes to the lower label. Where
+    bounds from the masks' samples leave one label only, no pixel is computed; the others are, a few rows at a
+    time and for the labels that are left. Neither the masks nor the scores ever exist for the whole picture.
 
     Args:
         class_logits: (Q, K + 1), last column is no-object.
         mask_logits: (Q, h, w) before sigmoid, at any resolution, on any device; read in float32.
+        query_weights: (Q,) w, finite and 0 or more.
         target_size: (H, W) of the map; bilinear (``align_corners=False``), as if the logits were resized
             first. None keeps (h, w).
         valid_fraction: shares of (h, w), each in (0, 1], that show the picture; the rest, at the bottom and
@@ -56,10 +58,11 @@ def merge_semantic(
     height, width = check_target(target_size, valid_fraction, mask_logits)
     if not len(class_logits):
         raise ValueError("a semantic map needs at least one query, got class_logits of shape (0, K + 1)")
+    probabilities = compute_class_probabilities(class_logits)[:, :-1]
+    if query_weights is not None:
+        probabilities = probabilities * _check_weights(query_weights, len(probabilities))[:, None]
     # Labels with equal probabilities everywhere tie everywhere: one stands for all.
-    probabilities, label_ids = np.unique(
-        compute_class_probabilities(class_logits)[:, :-1], axis=1, return_index=True
-    )
+    probabilities, label_ids = np.unique(probabilities, axis=1, return_index=True)
     ranking = np.argsort(label_ids)
     probabilities, label_ids = np.ascontiguousarray(probabilities[:, ranking]), label_ids[ranking]
 
@@ -84,6 +87,16 @@ def merge_semantic(
             found = rivals[_find_best_labels(probabilities[:, rivals], mask_probabilities)]
             labels[part, open_columns] = label_ids[found].reshape(-1, len(open_columns))
     return labels
+
+
+def _check_weights(query_weights: Tensor, num_queries: int) -> NDArray[np.float64]:
+    weights: NDArray[np.float64] = query_weights.detach().to("cpu", torch.float64).numpy()
+    if weights.shape != (num_queries,) or not (np.isfinite(weights).all() and (weights >= 0).all()):
+        raise ValueError(
+            f"query_weights must be {num_queries} finite numbers of 0 or more, one a query, got shape "
+            f"{weights.shape}, smallest {weights.min(initial=np.inf)}, largest {weights.max(initial=-np.inf)}"
+        )
+    return weights
 
 
 def _bound_labels(

@@ -32,6 +32,7 @@ class _ImageLogits:
 
     class_logits: Tensor
     mask_logits: Tensor
+    query_weights: Tensor | None
     target_size: tuple[int, int]
     valid_fraction: tuple[float, float]
 
@@ -250,6 +251,7 @@ class ZeroShotSegmentationProcessor(ProcessorMixin):
                 merge_semantic(
                     image.class_logits,
                     image.mask_logits,
+                    query_weights=image.query_weights,
                     target_size=image.target_size,
                     valid_fraction=image.valid_fraction,
                 )
@@ -362,10 +364,17 @@ def _split_outputs(
             f"target_sizes must hold one (height, width) per image, {batch_size}, got {len(target_sizes)}"
         )
     valid_fractions = getattr(outputs, "valid_fractions", None)
+    query_weights = getattr(outputs, "query_weights", None)
     for index in range(batch_size):
         height_share, width_share = (1.0, 1.0) if valid_fractions is None else valid_fractions[index].tolist()
         if target_sizes is None:
             target = (max(1, round(grid_height * height_share)), max(1, round(grid_width * width_share)))
         else:
             target = (int(target_sizes[index][0]), int(target_sizes[index][1]))
-        yield _ImageLogits(class_logits[index], mask_logits[index], target, (height_share, width_share))
+        yield _ImageLogits(
+            class_logits[index],
+            mask_logits[index],
+            None if query_weights is None else query_weights[index],
+            target,
+            (height_share, width_share),
+        )
