@@ -9,12 +9,14 @@ from transformers import (
     CLIPConfig,
     CLIPModel,
     CLIPTextConfig,
+    CLIPVisionConfig,
     Mask2FormerConfig,
     Mask2FormerForUniversalSegmentation,
     PreTrainedTokenizerFast,
     ResNetConfig,
     SwinConfig,
 )
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
 from zsseg.layers.mask_transformer import MaskTransformerConfig
@@ -23,6 +25,10 @@ from zsseg.models.concat.configuration_concat import ConcatConfig
 from zsseg.models.concat.image_processing_concat import ConcatImageProcessorPil
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.processing_concat import ConcatProcessor
+from zsseg.models.scan.configuration_scan import ScanConfig
+from zsseg.models.scan.image_processing_scan import ScanImageProcessorPil
+from zsseg.models.scan.modeling_scan import ScanForSemanticSegmentation
+from zsseg.models.scan.processing_scan import ScanProcessor
 from zsseg.processing.precomputed_text_embeddings import PrecomputedTextEmbeddings
 
 STAGES = ["stage1", "stage2", "stage3", "stage4"]
@@ -146,6 +152,55 @@ def build_processor(**changes):
     return ConcatProcessor(ConcatImageProcessorPil(size=SIZE), **arguments)
 
 
+def build_clip_vision_config(**changes):
+    return CLIPVisionConfig(
+        **{
+            "hidden_size": 16,
+            "intermediate_size": 32,
+            "num_hidden_layers": 3,
+            "num_attention_heads": 2,
+            "image_size": 32,
+            "patch_size": 8,
+            "projection_dim": TEXT_WIDTH,
+            "initializer_factor": 5.0,  # else every crop has nearly the same vector
+            **changes,
+        }
+    )
+
+
+def build_scan_config(backbone="resnet", text_config=None, vision=None, segmentor=None, **changes):
+    """``vision`` and ``segmentor`` change fields of these parts."""
+    return ScanConfig(
+        segmentor_config=MaskTransformerConfig(
+            backbone_config=build_backbone_config(backbone), **SEGMENTOR_SIZES | (segmentor or {})
+        ),
+        text_config=text_config,
+        **{
+            "vision_config": build_clip_vision_config(**vision or {}),
+            "projection_dim": TEXT_WIDTH,
+            "proposal_hidden_dim": 24,
+            "integration_layers": (1, 2, 3),
+            "integration_heads": 2,
+            "integration_feedforward_dim": 20,
+            "shift_layers": (1, 3),
+            "shift_ratio": 0.5,
+            **changes,
+        },
+    )
+
+
+def build_scan(backbone="resnet", seed=0, **changes):
+    torch.manual_seed(seed)
+    return ScanForSemanticSegmentation(build_scan_config(backbone, **changes)).eval()
+
+
+def build_scan_processor(**changes):
+    arguments = {"threshold": 0.0, "overlap_mask_area_threshold": 0.0, **changes}
+    if "text_embeddings" not in arguments:
+        arguments.setdefault("tokenizer", build_tokenizer())
+    return ScanProcessor(ScanImageProcessorPil(size=SIZE), **arguments)
+
+
 def save_finding_concat(folder, pictures):
     """CONCAT of random weights, with a text tower, that finds some label in every query of the pictures."""
     # Of the seeds tried, this one finds several segments of "road, car, tree" in every photo of the tests.
@@ -181,6 +236,7 @@ def save_clip(folder):
     text = build_clip_text_config().to_dict()
     config = CLIPConfig(text_config=text, vision_config=vision, projection_dim=TEXT_WIDTH)
     CLIPModel(config).save_pretrained(folder)
+    CLIPImageProcessorPil(image_mean=[0.45] * 3, image_std=[0.25] * 3).save_pretrained(folder)
     build_tokenizer().save_pretrained(folder)
 
 

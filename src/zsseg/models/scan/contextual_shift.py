@@ -61,21 +61,20 @@ def resize_whole_pictures(
     """Whole pictures as the context CLIP takes them: nearest neighbour, aspect ignored, padding included.
 
     Args:
-        clip_pixels: (B, 3, H, W), CLIP's normalisation, 0 on padding.
+        clip_pixels: (B, 3, H, W), CLIP's normalisation.
         sizes: per picture its (height, width) without padding.
         size: S.
-        size_divisor: a picture is resized with padding up to a multiple of it, and no more: a larger picture
-            in the batch changes nothing.
+        size_divisor: a picture is resized with padding up to a multiple of it, whatever padding it comes
+            with: a larger picture in the batch changes nothing.
 
     Returns:
         (B, 3, S, S).
     """
-    height, width = clip_pixels.shape[-2:]
     resized = []
-    for picture, (own_height, own_width) in zip(clip_pixels, sizes, strict=True):
-        rows = min(height, size_divisor * math.ceil(own_height / size_divisor))
-        columns = min(width, size_divisor * math.ceil(own_width / size_divisor))
-        resized.append(F.interpolate(picture[None, :, :rows, :columns], (size, size), mode="nearest"))
+    for picture, (height, width) in zip(clip_pixels, sizes, strict=True):
+        margin = (0, -width % size_divisor, 0, -height % size_divisor)
+        padded = F.pad(picture[None, :, :height, :width], margin)
+        resized.append(F.interpolate(padded, (size, size), mode="nearest"))
     return torch.cat(resized)
 
 
