@@ -1,7 +1,8 @@
 """What every family owes, one mixin per concern; a family's test class names its builders and inherits.
 
-A subclass gives ``model_class``, ``frozen`` (beginnings of the names of frozen parameters) and the methods
-``build_model`` (in evaluation mode), ``build_processor`` and ``build_targets``.
+A subclass gives ``model_class``, ``frozen`` (a tuple of beginnings of the names of frozen parameters) and the
+methods ``build_model`` (in evaluation mode), ``build_processor`` and ``build_targets``; where the loss of a
+family leaves out parts that are not frozen, ``outside_the_loss`` names them in the same way.
 """
 
 import json
@@ -160,6 +161,8 @@ class AutoClassMixin:
 
 
 class TrainingMixin:
+    outside_the_loss = ()
+
     def build_batch(self):
         inputs = self.build_processor()(build_pictures(), LABELS)
         return {**inputs, **self.build_targets(inputs["pixel_values"])}
@@ -169,7 +172,8 @@ class TrainingMixin:
         output = model(**self.build_batch())
         output.loss.backward()
         without = {name for name, parameter in model.named_parameters() if parameter.grad is None}
-        assert without == {name for name, _ in model.named_parameters() if name.startswith(self.frozen)}
+        left_out = (*self.frozen, *self.outside_the_loss)
+        assert without == {name for name, _ in model.named_parameters() if name.startswith(left_out)}
         assert all(not part.requires_grad for part in output.losses.values())
 
     def test_frozen_parts_never_drop_out(self):

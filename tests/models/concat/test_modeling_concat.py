@@ -45,7 +45,7 @@ class TestConcat(
     SaveLoadMixin, StrictLoadingMixin, AutoClassMixin, TrainingMixin, VocabularyMixin, PipelineMixin
 ):
     model_class = ConcatForPanopticSegmentation
-    frozen = "text_model."
+    frozen = ("text_model.",)
 
     def build_model(self):
         return build_model(text_config=build_clip_text_config())

@@ -15,7 +15,9 @@ OPENAI_CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 
 @strict
 class ScanConfig(PreTrainedConfig):
-    r"""Configuration of :class:`~zsseg.ScanForSemanticSegmentation`; defaults are those of SCAN-B.
+    r"""Configuration of :class:`~zsseg.ScanForSemanticSegmentation`.
+
+    Defaults are those of SCAN-B, but for segmentor and towers: these have those of transformers.
 
     Args:
         segmentor_config: the proposal network, as of :class:`~transformers.Mask2FormerConfig`, with any
@@ -134,6 +136,11 @@ class ScanConfig(PreTrainedConfig):
                     "semantic integration and the shifted tower need vision_config: give CLIP's, or set "
                     "has_semantic_integration and has_shifted_tower to False"
                 )
+        elif self.vision_config.image_size % self.vision_config.patch_size:
+            raise ValueError(
+                f"the vision tower's image_size {self.vision_config.image_size} must be a multiple of its "
+                f"patch_size {self.vision_config.patch_size}: masks are compared with whole patches"
+            )
         elif self.vision_config.projection_dim != self.projection_dim:
             raise ValueError(
                 f"the vision tower projects to {self.vision_config.projection_dim} numbers, but "
@@ -152,6 +159,14 @@ class ScanConfig(PreTrainedConfig):
                 )
             if not min(self.low_frequency_sigmas) > 0:
                 raise ValueError(f"low_frequency_sigmas must be positive, got {self.low_frequency_sigmas}")
+            for name in ("integration_steps", "integration_heads", "integration_encoder_layers"):
+                if getattr(self, name) < 1:
+                    raise ValueError(f"{name} must be 1 or more, got {getattr(self, name)}")
+            if self.projection_dim % self.integration_heads:
+                raise ValueError(
+                    f"integration_heads must divide projection_dim, {self.projection_dim}, got "
+                    f"{self.integration_heads}"
+                )
         if self.vision_config is not None and self.shift_ratio:
             self._check_layers("shift_layers", self.shift_layers)
         for name in ("shift_ratio", "crop_mask_threshold", "ensemble_weight"):

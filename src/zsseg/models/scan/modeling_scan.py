@@ -43,6 +43,8 @@ from zsseg.models.text_tower import TextTowerMixin, drop_provenance, load_text_t
 
 SMALLEST_SCORE = 1e-30
 """Of a label, so that its logit is finite."""
+SMALLEST_OBJECTNESS = 1e-12
+"""Of a query. Where p(no-object) rounds to 1 its scores need not vanish: they are powers of small numbers."""
 
 
 class ProposalHead(nn.Module):
@@ -95,6 +97,9 @@ class ScanPreTrainedModel(ZeroShotSegmentationPreTrainedModel):
             init.xavier_uniform_(module.weight)
             if module.bias is not None:
                 init.zeros_(module.bias)
+        elif isinstance(module, nn.Conv2d):
+            init.kaiming_uniform_(module.weight, a=5**0.5)
+            init.zeros_(module.bias)
         elif isinstance(module, nn.LayerNorm):
             init.ones_(module.weight)
             init.zeros_(module.bias)
@@ -203,7 +208,7 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
 
         Raises:
             ValueError: if neither or both of texts and embeddings are given, only one of ``mask_labels`` and
-                ``class_labels``, the mode lacks its parts, or shapes do not fit.
+                ``class_labels``, the mode lacks its parts or shifts nothing, or shapes do not fit.
         """
         if (mask_labels is None) != (class_labels is None):
             missing = "mask_labels" if mask_labels is None else "class_labels"
@@ -212,6 +217,10 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
             mode = "in_vocab_only"
         mode = self.config.mode if mode is None else mode
         self.config.check_mode(mode)
+        if is_shifted is not None and mode == "in_vocab_only":
+            raise ValueError(
+                "mode 'in_vocab_only' looks at no crops, so there is nothing to shift: leave is_shifted out"
+            )
         text_embeds = self.resolve_text_embeds(text_embeds, input_ids, attention_mask)
         if output_hidden_states is None:
             output_hidden_states = self.config.output_hidden_states
@@ -380,16 +389,21 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
         batch_size, num_queries = mask_logits.shape[:2]
         num_patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
         shape = (batch_size, num_queries, len(config.shift_layers), num_patches)
-        if is_shifted is not None and tuple(is_shifted.shape) != shape:
+        if is_shifted is not None and (is_shifted.shape != shape or is_shifted.dtype != torch.bool):
             raise ValueError(
                 "is_shifted must be (pictures, queries, shift_layers, patches of a crop), "
-                f"{shape}, got {tuple(is_shifted.shape)}"
+                f"{shape} of torch.bool, got {tuple(is_shifted.shape)} of {is_shifted.dtype}"
             )
         priorities = None
         if is_shifted is None and config.shift_ratio > 0:
             priorities = self._draw_priorities(shape, generator).to(mask_logits.device)
-        num_labels = len(text_embeds) if text_label_ids is None else int(text_label_ids.max()) + 1
-        logits = mask_logits.new_zeros(batch_size, num_queries, num_labels, dtype=torch.float32)
+        # Of the embedding 0 all logits are 0.
+        logits = compute_cosine_class_logits(
+            mask_logits.new_zeros(batch_size, num_queries, config.projection_dim),
+            text_embeds,
+            logit_scale=config.logit_scale,
+            text_label_ids=text_label_ids,
+        )
         is_valid = torch.zeros(batch_size, num_queries, dtype=torch.bool, device=mask_logits.device)
         for crops in iterate_mask_crops(
             clip_pixels,
@@ -517,10 +531,13 @@ def convert_scores_to_logits(scores: Tensor, no_object: Tensor) -> tuple[Tensor,
     Returns:
         (B, Q, K + 1) logits and (B, Q) weights.
     """
-    is_object = (1 - no_object).clamp(min=SMALLEST_SCORE)[..., None]
-    total = scores.sum(dim=-1, keepdim=True).clamp(min=SMALLEST_SCORE)
-    probabilities = torch.cat([scores / total * is_object, no_object[..., None]], dim=-1)
-    return probabilities.clamp(min=SMALLEST_SCORE).log(), (total / is_object)[..., 0]
+    is_object = (1 - no_object).clamp(min=SMALLEST_OBJECTNESS)
+    positive = scores.clamp(min=SMALLEST_SCORE)
+    shares = positive / positive.sum(dim=-1, keepdim=True)
+    # Multiplied as logarithms: the product may be too small for float32.
+    labels = shares.log() + is_object.log()[..., None]
+    logits = torch.cat([labels, no_object.clamp(min=SMALLEST_SCORE).log()[..., None]], dim=-1)
+    return logits, scores.sum(dim=-1) / is_object
 
 
 def load_vision_tower(name_or_path: str) -> CLIPVisionModelWithProjection:
