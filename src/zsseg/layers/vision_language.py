@@ -152,7 +152,7 @@ def load_vision_language_teacher(name: str | os.PathLike[str]) -> VisionLanguage
             f"{list(TRANSFORMERS_TOWERS)}, or of open_clip ('{OPEN_CLIP_PREFIX}<model>/<tag>')"
         )
     tower_class, output = TRANSFORMERS_TOWERS[family]
-    tower = _load_tower(tower_class, name, _build_vision_config(config))
+    tower = _load_tower(tower_class, name, select_tower_config(config, "vision_config"))
     processor = AutoImageProcessor.from_pretrained(name, backend="pil")
     return VisionLanguageTeacher(
         tower,
@@ -163,15 +163,21 @@ def load_vision_language_teacher(name: str | os.PathLike[str]) -> VisionLanguage
     )
 
 
-def _build_vision_config(config: PreTrainedConfig) -> PreTrainedConfig:
-    """The config of the vision tower by itself."""
+def select_tower_config(config: PreTrainedConfig, part: str) -> PreTrainedConfig:
+    """The config of a tower by itself.
+
+    Args:
+        config: of an image-text model, or already of the tower.
+        part: ``"vision_config"`` or ``"text_config"``.
+    """
     if not config.sub_configs:
         return config
-    vision_config = config.vision_config
+    tower_config: PreTrainedConfig = getattr(config, part)
     if hasattr(config, "projection_dim"):
-        # The whole CLIP goes by its own width; the one in its vision part may be a default that nobody set.
-        vision_config.projection_dim = config.projection_dim
-    return vision_config
+        # The whole CLIP goes by its own width; the one in its parts may be a default that nobody set, as in
+        # some checkpoints that were converted from open_clip.
+        tower_config.projection_dim = config.projection_dim
+    return tower_config
 
 
 def _load_tower(

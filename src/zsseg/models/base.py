@@ -70,6 +70,7 @@ def load_whole(
     *,
     unused_weights: tuple[str, ...] = (),
     allow_left_over: bool = True,
+    config: PreTrainedConfig | None = None,
 ) -> Any:
     """A part's pretrained model, whose checkpoint must be of a known type and hold all weights in use.
 
@@ -79,13 +80,14 @@ def load_whole(
         model_types: those that ``model_class`` reads.
         unused_weights: beginnings of the names of weights that may be missing.
         allow_left_over: the checkpoint may hold weights that the class does not have.
+        config: of the part; None takes what ``model_class`` finds in the checkpoint.
 
     Raises:
         OSError: if nothing is found there, or the file is damaged.
         ValueError: if the model type is another, or weights are missing, of other shapes or left over.
     """
     _check_model_type(name_or_path, model_types, model_class.__name__)
-    model, info = _load(model_class, name_or_path)
+    model, info = _load(model_class, name_or_path, **({} if config is None else {"config": config}))
     info["missing_keys"] = {key for key in info["missing_keys"] if not key.startswith(unused_weights)}
     _check_complete(info, name_or_path, model_class.__name__)
     if not allow_left_over and (left := sorted(map(str, info["unexpected_keys"]))):

@@ -13,7 +13,7 @@ from zsseg.layers.text_embedding_bank import (
     build_text_tower,
     infer_text_width,
 )
-from zsseg.layers.vision_language import without_load_report
+from zsseg.layers.vision_language import select_tower_config, without_load_report
 from zsseg.models.base import load_whole
 
 
@@ -109,7 +109,8 @@ def load_text_tower(name_or_path: str, pooling: str | None = None) -> Any:
     two_tower = TWO_TOWER_TEXT_MODELS.get(f"{config.model_type.removesuffix('_text_model')}_text_model")
     if two_tower is not None:
         with without_load_report():
-            return load_whole(two_tower, name_or_path, (config.model_type,))
+            tower_config = select_tower_config(config, "text_config")
+            return load_whole(two_tower, name_or_path, (config.model_type,), config=tower_config)
     if config.sub_configs:
         raise ValueError(
             f"{name_or_path!r} is a composite checkpoint of model type {config.model_type!r}, of which the "

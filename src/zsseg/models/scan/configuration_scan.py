@@ -112,7 +112,9 @@ class ScanConfig(PreTrainedConfig):
         if not isinstance(self.segmentor_config, PreTrainedConfig):
             self.segmentor_config = MaskTransformerConfig(**(self.segmentor_config or {}))
         if isinstance(self.vision_config, dict):
-            self.vision_config = CLIPVisionConfig(**self.vision_config)
+            self.vision_config = AutoConfig.for_model(
+                **{"model_type": CLIPVisionConfig.model_type} | self.vision_config
+            )
         if isinstance(self.text_config, dict):
             self.text_config = AutoConfig.for_model(**self.text_config)
         super().__post_init__(**kwargs)
@@ -136,6 +138,11 @@ class ScanConfig(PreTrainedConfig):
                     "semantic integration and the shifted tower need vision_config: give CLIP's, or set "
                     "has_semantic_integration and has_shifted_tower to False"
                 )
+        elif not isinstance(self.vision_config, CLIPVisionConfig):
+            raise ValueError(
+                f"vision_config must be that of a CLIP, of type 'clip_vision_model', got "
+                f"{self.vision_config.model_type!r}"
+            )
         elif self.vision_config.image_size % self.vision_config.patch_size:
             raise ValueError(
                 f"the vision tower's image_size {self.vision_config.image_size} must be a multiple of its "

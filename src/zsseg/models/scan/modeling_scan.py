@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from transformers import (
+    AutoConfig,
     AutoImageProcessor,
     CLIPVisionModelWithProjection,
     Mask2FormerForUniversalSegmentation,
@@ -19,7 +20,7 @@ from transformers.utils import can_return_tuple
 
 from zsseg.layers.mask_transformer import MaskTransformerFeatures, compute_mask_transformer_features
 from zsseg.layers.open_vocabulary_classifier import compute_cosine_class_logits
-from zsseg.layers.vision_language import without_load_report
+from zsseg.layers.vision_language import select_tower_config, without_load_report
 from zsseg.losses.set_criterion import SetCriterion
 from zsseg.models.base import (
     ZeroShotSegmentationOutput,
@@ -41,6 +42,8 @@ from zsseg.models.scan.contextual_shift import (
 from zsseg.models.scan.semantic_integration import SemanticIntegration
 from zsseg.models.text_tower import TextTowerMixin, drop_provenance, load_text_tower
 
+CLIP_MODEL_TYPES = ("clip", "clip_vision_model")
+"""Of checkpoints with a vision tower."""
 SMALLEST_SCORE = 1e-30
 """Of a label, so that its logit is finite."""
 SMALLEST_OBJECTNESS = 1e-12
@@ -547,8 +550,15 @@ def load_vision_tower(name_or_path: str) -> CLIPVisionModelWithProjection:
         OSError: if nothing is found there.
         ValueError: if the checkpoint is no CLIP of transformers, or lacks its weights.
     """
+    config = AutoConfig.from_pretrained(name_or_path)
+    is_clip = config.model_type in CLIP_MODEL_TYPES
     with without_load_report():
-        return load_whole(CLIPVisionModelWithProjection, name_or_path, ("clip", "clip_vision_model"))
+        return load_whole(
+            CLIPVisionModelWithProjection,
+            name_or_path,
+            CLIP_MODEL_TYPES,
+            config=select_tower_config(config, "vision_config") if is_clip else None,
+        )
 
 
 def _compute_sizes(pixel_values: Tensor, valid_fractions: Tensor) -> list[tuple[int, int]]:
