@@ -1,6 +1,7 @@
 """SCAN: mask proposals named by CLIP-calibrated embeddings and by CLIP itself (arXiv:2312.04089)."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -86,6 +87,8 @@ class ScanPreTrainedModel(ZeroShotSegmentationPreTrainedModel):
         if isinstance(module, ScanForSemanticSegmentation):
             if module.no_object_embedding is not None:
                 init.normal_(module.no_object_embedding, std=self.config.no_object_std)
+            if module.shifted_logit_scale is not None:
+                init.constant_(module.shifted_logit_scale, math.log(self.config.logit_scale))
         elif isinstance(module, SemanticIntegration):
             init.constant_(module.cls_scale, 0.1)
         elif isinstance(module, nn.MultiheadAttention):
@@ -143,8 +146,11 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
         if config.vision_config is not None:
             self.context_tower = CLIPVisionModelWithProjection(config.vision_config)
         self.shifted_tower: Any = None
+        self.shifted_logit_scale: nn.Parameter | None = None
         if config.has_shifted_tower:
             self.shifted_tower = CLIPVisionModelWithProjection(copy.deepcopy(config.vision_config))
+            # Of its training alone, as a logarithm.
+            self.shifted_logit_scale = nn.Parameter(torch.empty(()))
         self.criterion = SetCriterion(
             class_weight=segmentor_config.class_weight,
             mask_weight=segmentor_config.mask_weight,
@@ -342,10 +348,34 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
             is_shifted=is_shifted,
         )
 
-    def choose_shifted(self, crops: MaskCrops, priorities: Tensor) -> Tensor:
-        """Background patches of crops to shift: (N, layers, G²) random numbers → the same shape, bool."""
+    def attach_shifted_tower(self) -> None:
+        """Give the crops a vision tower of their own, to be fine-tuned: a copy of the frozen one.
+
+        Raises:
+            ValueError: if there is none to copy, or it has one already.
+        """
+        if self.context_tower is None or self.shifted_tower is not None:
+            found = "no vision tower" if self.context_tower is None else "a shifted tower already"
+            raise ValueError(f"expected a model with a frozen vision tower alone, got one with {found}")
+        self.config.has_shifted_tower = True
+        self.shifted_tower = copy.deepcopy(self.context_tower).requires_grad_(True)
+        scale = torch.tensor(math.log(self.config.logit_scale), device=self.device)
+        self.shifted_logit_scale = nn.Parameter(scale)
+
+    def choose_shifted(self, crops: MaskCrops, priorities: Tensor, *, ratio: float | None = None) -> Tensor:
+        """Background patches of crops to shift.
+
+        Args:
+            crops: N of them.
+            priorities: (N, layers, G²) random numbers; the lowest are taken.
+            ratio: share of the background patches; None asks the configuration.
+
+        Returns:
+            (N, layers, G²) bool.
+        """
         is_background = find_background_patches(crops.masks, self.config.vision_config.patch_size)
-        return choose_shifted_patches(is_background, self.config.shift_ratio, priorities)
+        ratio = self.config.shift_ratio if ratio is None else ratio
+        return choose_shifted_patches(is_background, ratio, priorities)
 
     def _compute_proposal_embeds(
         self, features: MaskTransformerFeatures, context: PictureContext | None, *, with_all_layers: bool
