@@ -60,7 +60,7 @@ class ProposalHead(nn.Module):
 
 
 @dataclass(frozen=True)
-class _ClipNames:
+class ClipNames:
     """What CLIP says of the masks cut out.
 
     Attributes:
@@ -253,7 +253,7 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
 
         query_weights = None
         if mode != "in_vocab_only" and clip_pixels is not None and context is not None:
-            names = self._name_by_clip(
+            names = self.name_by_clip(
                 clip_pixels, context, features.mask_logits[-1], sizes, text_embeds, text_label_ids,
                 generator=generator, is_shifted=is_shifted,
             )  # fmt: skip
@@ -394,18 +394,33 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
         layers = list(range(num_layers))
         return layers if self.config.keep_last_auxiliary_loss else layers[:-2] + layers[-1:]
 
-    def _name_by_clip(
+    def name_by_clip(
         self,
         clip_pixels: Tensor,
         context: PictureContext,
         mask_logits: Tensor,
         sizes: Sequence[tuple[int, int]],
         text_embeds: Tensor,
-        text_label_ids: Tensor | None,
+        text_label_ids: Tensor | None = None,
         *,
-        generator: torch.Generator | None,
-        is_shifted: Tensor | None,
-    ) -> _ClipNames:
+        generator: torch.Generator | None = None,
+        is_shifted: Tensor | None = None,
+    ) -> ClipNames:
+        """Name masks cut out of their pictures; text is compared once a crop.
+
+        Args:
+            clip_pixels: (B, 3, H, W), of :meth:`normalise_for_clip`.
+            context: of the same pictures.
+            mask_logits: (B, Q, h, w) before the sigmoid.
+            sizes: per picture its (height, width) without padding.
+            text_embeds: (T, D).
+            text_label_ids: (T,) label of each text; None when text i is label i.
+            generator: as for :meth:`forward`.
+            is_shifted: as for :meth:`forward`.
+
+        Raises:
+            ValueError: if ``is_shifted`` is of another shape.
+        """
         config = self.config
         batch_size, num_queries = mask_logits.shape[:2]
         num_patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
@@ -440,7 +455,7 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
                 text_label_ids=text_label_ids,
             )
             is_valid[rows] = True
-        return _ClipNames(logits, is_valid)
+        return ClipNames(logits, is_valid)
 
     def _draw_priorities(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         if generator is not None:
