@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 Result = dict[str, Any]
-"""``row``, ``seed``, ``setup`` and figures by name, as fractions."""
+"""``row``, ``seed``, ``setup`` and figures by name, as fractions; "ms_per_image" is in milliseconds."""
 
 
 def run_missing(
@@ -40,7 +40,7 @@ def run_missing(
                 continue
             print(f"=== {row}, seed {seed}", flush=True)
             figures = measure(row, seed)
-            print({key: round(100 * value, 1) for key, value in figures.items()}, flush=True)
+            print({key: round(_scale(key) * value, 1) for key, value in figures.items()}, flush=True)
             results.append({"row": row, "seed": seed, "setup": rows[row], **figures})
             part = path.with_suffix(".incomplete")
             part.write_text(json.dumps(results, indent=1) + "\n")
@@ -54,7 +54,7 @@ def write_csv(results: Sequence[Result], rows: Sequence[str], figures: Sequence[
         writer = csv.writer(file)
         writer.writerow(["row", "seed", *figures])
         for result in sorted(results, key=lambda result: (rows.index(result["row"]), result["seed"])):
-            cells = [f"{100 * result[figure]:.2f}" for figure in figures]
+            cells = [f"{_scale(figure) * result[figure]:.2f}" for figure in figures]
             writer.writerow([result["row"], result["seed"], *cells])
 
 
@@ -70,8 +70,13 @@ def build_table(results: Sequence[Result], rows: Sequence[str], figures: Sequenc
             continue
         cells = []
         for figure in figures:
-            values = [100 * result[figure] for result in found]
+            values = [_scale(figure) * result[figure] for result in found]
             spread = f" ± {statistics.stdev(values):.1f}" if len(values) > 1 else ""
             cells.append(f"{statistics.mean(values):.1f}{spread}")
         lines.append(f"| {row} | {len(found)} | {' | '.join(cells)} |")
     return "\n".join(lines)
+
+
+def _scale(figure: str) -> int:
+    """From a figure as it is kept to the one that is shown: fractions become percent."""
+    return 1 if figure == "ms_per_image" else 100

@@ -1,6 +1,7 @@
 """SCAN: mask proposals named by CLIP-calibrated embeddings and by CLIP itself (arXiv:2312.04089)."""
 
 import copy
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
@@ -64,7 +65,7 @@ class ProposalHead(nn.Module):
 
 
 @dataclass(frozen=True)
-class _ClipNames:
+class ClipNames:
     """What CLIP says of the masks cut out.
 
     Attributes:
@@ -91,6 +92,8 @@ class ScanPreTrainedModel(ZeroShotSegmentationPreTrainedModel):
         if isinstance(module, ScanForSemanticSegmentation):
             if module.no_object_embedding is not None:
                 init.normal_(module.no_object_embedding, std=self.config.no_object_std)
+            if module.shifted_logit_scale is not None:
+                init.constant_(module.shifted_logit_scale, math.log(self.config.logit_scale))
         elif isinstance(module, SemanticIntegration):
             init.constant_(module.cls_scale, 0.1)
         elif isinstance(module, nn.MultiheadAttention):
@@ -151,8 +154,11 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
         if config.vision_config is not None:
             self.context_tower = CLIPVisionModelWithProjection(config.vision_config)
         self.shifted_tower: Any = None
+        self.shifted_logit_scale: nn.Parameter | None = None
         if config.has_shifted_tower:
             self.shifted_tower = CLIPVisionModelWithProjection(copy.deepcopy(config.vision_config))
+            # Of its training alone, as a logarithm.
+            self.shifted_logit_scale = nn.Parameter(torch.empty(()))
         self.criterion = SetCriterion(
             class_weight=segmentor_config.class_weight,
             mask_weight=segmentor_config.mask_weight,
@@ -259,7 +265,7 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
 
         query_weights = None
         if mode != "in_vocab_only" and clip_pixels is not None and context is not None:
-            names = self._name_by_clip(
+            names = self.name_by_clip(
                 clip_pixels, context, features.mask_logits[-1], sizes, text_embeds, text_label_ids,
                 generator=generator, is_shifted=is_shifted,
             )  # fmt: skip
@@ -354,10 +360,34 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
             is_shifted=is_shifted,
         )
 
-    def choose_shifted(self, crops: MaskCrops, priorities: Tensor) -> Tensor:
-        """Background patches of crops to shift: (N, layers, G²) random numbers → the same shape, bool."""
+    def attach_shifted_tower(self) -> None:
+        """Give the crops a vision tower of their own, to be fine-tuned: a copy of the frozen one.
+
+        Raises:
+            ValueError: if there is none to copy, or it has one already.
+        """
+        if self.context_tower is None or self.shifted_tower is not None:
+            found = "no vision tower" if self.context_tower is None else "a shifted tower already"
+            raise ValueError(f"expected a model with a frozen vision tower alone, got one with {found}")
+        self.config.has_shifted_tower = True
+        self.shifted_tower = copy.deepcopy(self.context_tower).requires_grad_(True)
+        scale = torch.tensor(math.log(self.config.logit_scale), device=self.device)
+        self.shifted_logit_scale = nn.Parameter(scale)
+
+    def choose_shifted(self, crops: MaskCrops, priorities: Tensor, *, ratio: float | None = None) -> Tensor:
+        """Background patches of crops to shift.
+
+        Args:
+            crops: N of them.
+            priorities: (N, layers, G²) random numbers; the lowest are taken.
+            ratio: share of the background patches; None asks the configuration.
+
+        Returns:
+            (N, layers, G²) bool.
+        """
         is_background = find_background_patches(crops.masks, self.config.vision_config.patch_size)
-        return choose_shifted_patches(is_background, self.config.shift_ratio, priorities)
+        ratio = self.config.shift_ratio if ratio is None else ratio
+        return choose_shifted_patches(is_background, ratio, priorities)
 
     def _compute_proposal_embeds(
         self, features: MaskTransformerFeatures, context: PictureContext | None, *, with_all_layers: bool
@@ -376,18 +406,33 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
         layers = list(range(num_layers))
         return layers if self.config.keep_last_auxiliary_loss else layers[:-2] + layers[-1:]
 
-    def _name_by_clip(
+    def name_by_clip(
         self,
         clip_pixels: Tensor,
         context: PictureContext,
         mask_logits: Tensor,
         sizes: Sequence[tuple[int, int]],
         text_embeds: Tensor,
-        text_label_ids: Tensor | None,
+        text_label_ids: Tensor | None = None,
         *,
-        generator: torch.Generator | None,
-        is_shifted: Tensor | None,
-    ) -> _ClipNames:
+        generator: torch.Generator | None = None,
+        is_shifted: Tensor | None = None,
+    ) -> ClipNames:
+        """Name masks cut out of their pictures; text is compared once a crop.
+
+        Args:
+            clip_pixels: (B, 3, H, W), of :meth:`normalise_for_clip`.
+            context: of the same pictures.
+            mask_logits: (B, Q, h, w) before the sigmoid.
+            sizes: per picture its (height, width) without padding.
+            text_embeds: (T, D).
+            text_label_ids: (T,) label of each text; None when text i is label i.
+            generator: as for :meth:`forward`.
+            is_shifted: as for :meth:`forward`.
+
+        Raises:
+            ValueError: if ``is_shifted`` is of another shape.
+        """
         config = self.config
         batch_size, num_queries = mask_logits.shape[:2]
         num_patches = (config.vision_config.image_size // config.vision_config.patch_size) ** 2
@@ -427,7 +472,7 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
                 text_label_ids=text_label_ids,
             )
             is_valid[rows] = True
-        return _ClipNames(logits, is_valid)
+        return ClipNames(logits, is_valid)
 
     def _draw_priorities(self, shape: tuple[int, ...], generator: torch.Generator | None) -> Tensor:
         if generator is not None:

@@ -17,6 +17,7 @@ from zsseg.data.transforms import Compose, LargeScaleJitter, RandomHorizontalFli
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.processing_concat import ConcatProcessor
 from zsseg.models.inference import encode_vocabulary
+from zsseg.processing.processing import ZeroShotSegmentationProcessor
 from zsseg.training.arguments import TrainerArguments
 from zsseg.training.data_order import SizedDataset, StreamedDataset
 from zsseg.training.recipe import RecipeStep, run_recipe
@@ -39,7 +40,7 @@ def build_concat_transform(
     return Compose((LargeScaleJitter(size, min_scale, max_scale), RandomHorizontalFlip()))
 
 
-def build_seen_collator(processor: ConcatProcessor, vocabulary: Vocabulary) -> PanopticCollator:
+def build_seen_collator(processor: ZeroShotSegmentationProcessor, vocabulary: Vocabulary) -> PanopticCollator:
     """Examples → batch as the checkpoint's image processor normalises, label ids counted among the seen."""
     image_processor = processor.image_processor
     return PanopticCollator(
