@@ -36,7 +36,12 @@ PATCHWORK_VIT = {
     "hidden_size": 160, "intermediate_size": 640, "num_hidden_layers": 6, "num_attention_heads": 5,
     "patch_size": 8, "image_size": 64, "projection_dim": 128,
 }  # fmt: skip
-TINY_VIT = PATCHWORK_VIT | {"hidden_size": 20, "intermediate_size": 20, "image_size": 16, "projection_dim": 16}
+TINY_VIT = PATCHWORK_VIT | {
+    "hidden_size": 20,
+    "intermediate_size": 20,
+    "image_size": 16,
+    "projection_dim": 16,
+}
 SWIN_B = {"embed_dim": 128, "depths": [2, 2, 18, 2], "num_heads": [4, 8, 16, 32], "window_size": 12}
 TINY_SWIN = {"embed_dim": 8, "depths": [1, 1, 1, 1], "num_heads": [1, 1, 1, 1], "window_size": 4}
 TINY_SEGMENTOR = {"hidden_dim": 32, "feature_size": 32, "mask_feature_size": 32, "num_attention_heads": 2}

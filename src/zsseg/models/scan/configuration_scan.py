@@ -48,6 +48,9 @@ class ScanConfig(PreTrainedConfig):
         shift_ratio: share of a crop's background patches that is overwritten; 0 does without.
         shift_seed: of the choice of those patches, where the call brings no generator.
         crop_mask_threshold: probability from which a pixel belongs to a crop's mask.
+        crop_objectness_threshold: queries that are an object with a lower probability are not shown to CLIP
+            and count for nothing; 0 shows all, as in the paper. No value up to the merge's ``threshold``
+            changes a panoptic result: the merge keeps no such query.
         crop_batch_size: crops that go through the tower at a time; what bounds memory.
         ensemble_weight: w, the weight of CLIP: scores are p_in^(1 − w) · p_out^w.
         has_void_renormalization: whether the scores of a query sum to 1 − p(no-object), for large
@@ -96,6 +99,7 @@ class ScanConfig(PreTrainedConfig):
     shift_ratio: float | int = 0.05
     shift_seed: int = 0
     crop_mask_threshold: float | int = 0.4
+    crop_objectness_threshold: float | int = 0.0
     crop_batch_size: int = 32
     ensemble_weight: float | int = 0.7
     has_void_renormalization: bool = False
@@ -176,7 +180,7 @@ class ScanConfig(PreTrainedConfig):
                 )
         if self.vision_config is not None and self.shift_ratio:
             self._check_layers("shift_layers", self.shift_layers)
-        for name in ("shift_ratio", "crop_mask_threshold", "ensemble_weight"):
+        for name in ("shift_ratio", "crop_mask_threshold", "crop_objectness_threshold", "ensemble_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
         if self.crop_batch_size < 1:

@@ -86,6 +86,7 @@ def iterate_mask_crops(
     threshold: float,
     size: int,
     batch_size: int,
+    is_wanted: Tensor | None = None,
 ) -> Iterator[MaskCrops]:
     """Cut every mask that is not empty out of its picture, a batch at a time.
 
@@ -96,6 +97,7 @@ def iterate_mask_crops(
         threshold: probability above which a pixel belongs to a mask.
         size: S, of a crop.
         batch_size: masks that are looked at, and so crops at most, in one batch.
+        is_wanted: (B, Q) bool, the masks to cut out; None cuts all.
 
     Reference:
         SCAN, Sec. 3.3 (arXiv:2312.04089): masks bilinear to the picture's size, a tight box, CLIP's mean
@@ -103,8 +105,11 @@ def iterate_mask_crops(
     """
     for image, (height, width) in enumerate(sizes):
         picture = clip_pixels[image, :, :height, :width].float()
-        for first in range(0, mask_logits.shape[1], batch_size):
-            logits = mask_logits[image : image + 1, first : first + batch_size].float()
+        wanted = torch.arange(mask_logits.shape[1], device=mask_logits.device)
+        if is_wanted is not None:
+            wanted = wanted[is_wanted[image]]
+        for queries in wanted.split(batch_size):
+            logits = mask_logits[image : image + 1, queries].float()
             probabilities = F.interpolate(logits, clip_pixels.shape[-2:], mode="bilinear").sigmoid()
             masks = probabilities[0, :, :height, :width] > threshold
             crops = cut_out(picture, masks, size)
@@ -113,7 +118,7 @@ def iterate_mask_crops(
                     crops.pixel_values,
                     crops.masks,
                     torch.full_like(crops.query_indices, image),
-                    crops.query_indices + first,
+                    queries[crops.query_indices],
                 )
 
 

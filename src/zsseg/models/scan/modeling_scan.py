@@ -265,15 +265,16 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
 
         query_weights = None
         if mode != "in_vocab_only" and clip_pixels is not None and context is not None:
-            names = self.name_by_clip(
-                clip_pixels, context, features.mask_logits[-1], sizes, text_embeds, text_label_ids,
-                generator=generator, is_shifted=is_shifted,
-            )  # fmt: skip
             if class_logits is not None:
                 no_object = class_logits.softmax(dim=-1)[..., -1]
             else:
                 assert self.objectness_head is not None
                 no_object = self.objectness_head(features.query_embeds[-1]).float().softmax(dim=-1)[..., -1]
+            is_object = 1 - no_object >= self.config.crop_objectness_threshold
+            names = self.name_by_clip(
+                clip_pixels, context, features.mask_logits[-1], sizes, text_embeds, text_label_ids,
+                generator=generator, is_shifted=is_shifted, is_wanted=is_object,
+            )  # fmt: skip
             if mode == "ensemble":
                 assert class_logits is not None
                 scores = compute_ensemble_scores(
@@ -283,9 +284,10 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
                 scores = compute_clip_probabilities(names.logits, names.is_valid)
                 # CLIP has no word for no-object.
                 scores = scores * (1 - no_object)[..., None]
+            scores = torch.where(is_object[..., None], scores, 0.0)
             class_logits, query_weights = convert_scores_to_logits(scores, no_object)
             if self.config.has_void_renormalization:
-                query_weights = None
+                query_weights = is_object.float()
 
         return ZeroShotSegmentationOutput(
             loss=loss,
@@ -417,6 +419,7 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
         *,
         generator: torch.Generator | None = None,
         is_shifted: Tensor | None = None,
+        is_wanted: Tensor | None = None,
     ) -> ClipNames:
         """Name masks cut out of their pictures; text is compared once a crop.
 
@@ -429,6 +432,7 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
             text_label_ids: (T,) label of each text; None when text i is label i.
             generator: as for :meth:`forward`.
             is_shifted: as for :meth:`forward`.
+            is_wanted: (B, Q) bool, the masks to show to CLIP; None shows all.
 
         Raises:
             ValueError: if ``is_shifted`` is of another shape.
@@ -460,6 +464,7 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
             threshold=config.crop_mask_threshold,
             size=config.vision_config.image_size,
             batch_size=config.crop_batch_size,
+            is_wanted=is_wanted,
         ):
             rows = (crops.image_indices, crops.query_indices)
             chosen = None if is_shifted is None else is_shifted[rows]
