@@ -1,18 +1,20 @@
-"""A CONCAT around a converted segmentor: built, written as a whole, loaded again and checked."""
+"""Converted models: a CONCAT around a segmentor, or a SCAN; written as a whole, loaded again and checked."""
 
 import hashlib
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import PreTrainedConfig
+from transformers import PreTrainedConfig, PreTrainedModel
 
 from zsseg.conversion.mask2former_layout import FRESH_WEIGHTS
 from zsseg.conversion.pading_layout import GeneratorSizes
+from zsseg.conversion.scan_layout import ConvertedScan
 from zsseg.conversion.source_weights import ConversionBooks, fill_module
 from zsseg.conversion.verification import TOLERANCE, check_differences, format_differences
 from zsseg.layers.mask_transformer import MaskTransformerConfig
@@ -20,8 +22,12 @@ from zsseg.models.concat.configuration_concat import ConcatConfig
 from zsseg.models.concat.image_processing_concat import ConcatImageProcessorPil
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.processing_concat import ConcatProcessor
+from zsseg.models.scan.image_processing_scan import ScanImageProcessorPil
+from zsseg.models.scan.modeling_scan import ScanForSemanticSegmentation
+from zsseg.models.scan.processing_scan import ScanProcessor
 from zsseg.models.text_source import TextSource, load_text_source
 from zsseg.processing.precomputed_text_embeddings import PrecomputedTextEmbeddings
+from zsseg.processing.processing import ZeroShotSegmentationProcessor
 from zsseg.publishing.checkpoint_files import CARD_FILE, CONVERSION_FILE
 from zsseg.publishing.folder_replacement import replacing_folder
 from zsseg.publishing.marked_sections import CONVERSION_MARK, build_marked_section
@@ -40,12 +46,16 @@ PADING_NOTE = (
     "PADing trains its segmentor on pictures without unseen segments; a file cannot prove that. Give the "
     "origin of this one with every zero-shot number measured from it."
 )
+SCAN_NOTE = (
+    "The official repository of SCAN is under CC BY-NC 4.0, not for commercial use. SCAN was trained on "
+    "COCO-Stuff's 171 classes: a number measured on labels among them is no zero-shot number."
+)
 UNTRAINED_NOTE = (
     "The semantic projector and the no-object embedding are new and random: masks and queries are those of "
     "the source, names mean nothing before they are trained (`zsseg train`)."
 )
 
-Verification = Callable[[ConcatForPanopticSegmentation], dict[str, float]]
+Verification = Callable[[Any], dict[str, float]]
 """A converted model, in float64 → largest difference from the source for each output."""
 
 
@@ -59,6 +69,9 @@ class Origin:
         name: of the file or Hub id.
         sha256: of the file, None for a folder or a Hub id.
         note: what whoever quotes numbers has to know.
+        title: of the card, before the name.
+        is_whole: whether the source gave all there is, so that nothing waits for training.
+        further_files: others that gave weights: name → SHA-256.
     """
 
     layout: str
@@ -66,6 +79,9 @@ class Origin:
     name: str
     sha256: str | None
     note: str
+    title: str = "CONCAT with the segmentor of"
+    is_whole: bool = False
+    further_files: Mapping[str, str] = field(default_factory=dict)
 
 
 def load_words(clip: str | None, text_embeddings: Path | None) -> TextSource:
@@ -141,10 +157,28 @@ def build_concat(
     return model, ConcatProcessor(ConcatImageProcessorPil(), **text.processor_arguments)
 
 
+def build_scan(
+    converted: ConvertedScan, tokenizer: Any, books: ConversionBooks
+) -> tuple[ScanForSemanticSegmentation, ScanProcessor]:
+    """A model of converted weights with its processor.
+
+    Args:
+        converted: by :func:`~.scan_layout.convert_scan`.
+        tokenizer: of its CLIP.
+        books: gain what is new.
+
+    Raises:
+        ValueError: if weights do not fit.
+    """
+    model = ScanForSemanticSegmentation(converted.config).eval()
+    fill_module(model, converted.tensors, FRESH_WEIGHTS, books)
+    return model, ScanProcessor(ScanImageProcessorPil(), tokenizer)
+
+
 def write_checkpoint(
     folder: Path,
-    model: ConcatForPanopticSegmentation,
-    processor: ConcatProcessor,
+    model: PreTrainedModel,
+    processor: ZeroShotSegmentationProcessor,
     books: ConversionBooks,
     origin: Origin,
     verify: Verification | None = None,
@@ -170,7 +204,7 @@ def write_checkpoint(
     with replacing_folder(folder) as unfinished:
         model.save_pretrained(unfinished)
         processor.save_pretrained(unfinished)
-        reread = ConcatForPanopticSegmentation.from_pretrained(unfinished)
+        reread = type(model).from_pretrained(unfinished)
         _check_same_weights(model, reread)
         differences = {} if verify is None else verify(reread.double().eval())
         check_differences(differences)
@@ -178,6 +212,7 @@ def write_checkpoint(
             "layout": origin.layout,
             "script": origin.script,
             "source": {"name": origin.name, "sha256": origin.sha256},
+            "further_sources": dict(origin.further_files),
             "verification": None
             if verify is None
             else {"dtype": "float64", "tolerance": TOLERANCE, "largest_differences": differences},
@@ -196,7 +231,7 @@ def _drop_origins(config: PreTrainedConfig) -> None:
             _drop_origins(part)
 
 
-def _check_same_weights(model: ConcatForPanopticSegmentation, reread: ConcatForPanopticSegmentation) -> None:
+def _check_same_weights(model: PreTrainedModel, reread: PreTrainedModel) -> None:
     found = reread.state_dict()
     if changed := [name for name, value in model.state_dict().items() if not torch.equal(value, found[name])]:
         raise ValueError(
@@ -214,13 +249,14 @@ def _build_card(origin: Origin, differences: Mapping[str, float]) -> str:
         + "\n".join(f"| {name} | {value:.1e} |" for name, value in differences.items())
     )
     digest = "" if origin.sha256 is None else f" (SHA-256 `{origin.sha256}`)"
+    for name, sha256 in origin.further_files.items():
+        digest += f" and `{name}` (SHA-256 `{sha256}`)"
     title = re.sub(r"\.(pth|pt|pkl|bin|safetensors)$", "", origin.name)
     section = "\n\n".join(
         (
             f"Converted by `{origin.script}` from `{origin.name}`{digest}, {origin.layout}. "
             f"`{CONVERSION_FILE}` says of every weight where it comes from.",
-            UNTRAINED_NOTE,
-            origin.note,
+            *_list_notes(origin),
             verified,
         )
     )
@@ -228,10 +264,14 @@ def _build_card(origin: Origin, differences: Mapping[str, float]) -> str:
 library_name: zsseg
 ---
 
-# CONCAT with the segmentor of {title}
+# {origin.title} {title}
 
 {build_marked_section(CONVERSION_MARK, section)}
 """
+
+
+def _list_notes(origin: Origin) -> list[str]:
+    return [origin.note] if origin.is_whole else [UNTRAINED_NOTE, origin.note]
 
 
 def describe_result(
@@ -241,8 +281,7 @@ def describe_result(
     lines = [
         books.format_table(),
         format_differences(differences),
-        origin.note,
-        UNTRAINED_NOTE,
+        *_list_notes(origin),
         f"wrote {folder}",
     ]
     return "\n".join(lines)

@@ -68,6 +68,10 @@ def read_detectron2_weights(path: Path, prefix: str = "") -> SourceWeights:
             "these are weights of PADing, a generator beside a Mask2Former: use "
             "convert_pading_original_to_zsseg.py"
         )
+    if any(name.startswith("clip_adapter.") for name in weights.tensors):
+        raise ValueError(
+            "these are weights of SCAN, two CLIPs beside a Mask2Former: use convert_scan_original_to_zsseg.py"
+        )
     return weights
 
 
@@ -153,12 +157,15 @@ def _read_swin_config(weights: SourceWeights) -> SwinConfig:
     )
 
 
-def convert_segmentor(weights: SourceWeights, config: MaskTransformerConfig) -> dict[str, Tensor]:
+def convert_segmentor(
+    weights: SourceWeights, config: MaskTransformerConfig, *, has_classifier: bool = True
+) -> dict[str, Tensor]:
     """The weights of transformers' ``Mask2FormerModel``, by the names of its state dict.
 
     Args:
         weights: of detectron2; every one of the segmentor is used or dropped.
         config: of :func:`read_segmentor_config`.
+        has_classifier: whether ``class_embed`` classifies, and is dropped.
 
     Raises:
         ValueError: if weights are missing.
@@ -182,7 +189,10 @@ def convert_segmentor(weights: SourceWeights, config: MaskTransformerConfig) -> 
                 f"its shape is {tuple(tensor.shape)}: the file is damaged, or of another version of the model"
             )
         converted.update(zip(new_names, tensor.chunk(len(new_names)), strict=True))
-    weights.drop(rf"{PREDICTOR}\.class_embed\..*", "classifier of a fixed list; CONCAT names queries by text")
+    if has_classifier:
+        weights.drop(
+            rf"{PREDICTOR}\.class_embed\..*", "classifier of a fixed list; CONCAT names queries by text"
+        )
     weights.drop(r"criterion\.empty_weight", "weights of the training's loss")
     weights.drop(r"backbone\..*\.relative_position_index", "counted anew from the window's size")
     return converted

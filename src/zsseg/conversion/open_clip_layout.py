@@ -433,9 +433,14 @@ def build_clip_inputs(config: CLIPConfig) -> tuple[Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
     size, text = config.vision_config.image_size, config.text_config
     pixel_values = torch.randn(2, 3, size, size, generator=generator, dtype=torch.float64)
-    context, end = text.max_position_embeddings, text.vocab_size - 1
+    return pixel_values, build_token_ids(text.vocab_size, text.max_position_embeddings, generator)
+
+
+def build_token_ids(vocab_size: int, context: int, generator: torch.Generator) -> Tensor:
+    """Three texts (3, L) of random tokens, of different lengths, each ended by the last token there is."""
+    end = vocab_size - 1
     input_ids = torch.randint(1, end, (3, context), generator=generator)
     for row, length in enumerate((context, context // 2 + 1, 2)):
         input_ids[row, length - 1] = end
         input_ids[row, length:] = 0
-    return pixel_values, input_ids
+    return input_ids

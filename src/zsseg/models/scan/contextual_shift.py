@@ -104,7 +104,8 @@ def iterate_mask_crops(
         outside the mask, pixels bicubic and mask nearest to CLIP's size.
     """
     for image, (height, width) in enumerate(sizes):
-        picture = clip_pixels[image, :, :height, :width].float()
+        picture = clip_pixels[image, :, :height, :width]
+        picture = picture.to(torch.promote_types(picture.dtype, torch.float32))
         wanted = torch.arange(mask_logits.shape[1], device=mask_logits.device)
         if is_wanted is not None:
             wanted = wanted[is_wanted[image]]

@@ -305,13 +305,14 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
         )
 
     def normalise_for_clip(self, pixel_values: Tensor, pixel_mask: Tensor | None = None) -> Tensor:
-        """The same pictures in CLIP's normalisation, 0 on padding: (B, 3, H, W) float32."""
+        """The same pictures in CLIP's normalisation, 0 on padding: (B, 3, H, W) float32 or more."""
         config = self.config
+        dtype = torch.promote_types(pixel_values.dtype, torch.float32)
 
         def column(values: Sequence[float]) -> Tensor:
-            return torch.tensor(values, device=pixel_values.device)[:, None, None]
+            return torch.tensor(values, dtype=dtype, device=pixel_values.device)[:, None, None]
 
-        pixels = pixel_values.float() * column(config.pixel_std) + column(config.pixel_mean)
+        pixels = pixel_values.to(dtype) * column(config.pixel_std) + column(config.pixel_mean)
         pixels = (pixels - column(config.clip_mean)) / column(config.clip_std)
         return pixels if pixel_mask is None else pixels * pixel_mask[:, None].to(pixels.dtype)
 

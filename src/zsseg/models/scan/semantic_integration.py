@@ -41,14 +41,14 @@ class LowFrequencyEnhancement(nn.Module):
         self.conv2 = nn.Conv2d(2 * channels, 2 * channels, kernel_size=1)
 
     def forward(self, features: Tensor, sigma: float) -> Tensor:
-        """(B, C, G, G) features → the same shape in float32, whatever autocast says: FFTs need it."""
+        """(B, C, G, G) features → the same shape in float32 or more, whatever autocast says: FFTs need it."""
         with torch.autocast(features.device.type, enabled=False):
-            features = features.float()
+            features = features.to(torch.promote_types(features.dtype, torch.float32))
             gains = build_low_frequency_gains(features.shape[-1], sigma).to(features.device)
             spectrum = torch.fft.fft2(features) * gains
             # (B, 2C, G, G)
             parts = torch.cat([spectrum.real, spectrum.imag], dim=1).to(self.conv1.weight.dtype)
-            real, imaginary = self.conv2(F.relu(self.conv1(parts))).float().chunk(2, dim=1)
+            real, imaginary = self.conv2(F.relu(self.conv1(parts))).to(features.dtype).chunk(2, dim=1)
             return features + torch.fft.ifft2(torch.complex(real, imaginary)).real
 
 
