@@ -98,12 +98,6 @@ def convert_size(
     from zsseg.conversion import converted_checkpoint as checkpoint
     from zsseg.conversion.converted_clip import load_tokenizer
     from zsseg.conversion.scan_layout import add_cs_clip, convert_scan, read_scan_weights
-    from zsseg.conversion.verification import (
-        build_picture,
-        build_scan_inputs,
-        compute_differences,
-        compute_scan_outputs,
-    )
     from zsseg.conversion.weight_files import load_weight_file
 
     if settings not in size.settings:
@@ -119,24 +113,10 @@ def convert_size(
     model, processor = checkpoint.build_scan(converted, words, weights.books)
 
     def compare(reread):
-        picture = build_picture(reread)
-        mask_logits, input_ids = build_scan_inputs(reread)
         fused = own_tensors
         if cs_clip is not None:
             fused = fuse_fine_tuned_clip(own_tensors, load_weight_file(cs_clip).tensors)
-        read_settings = ReferenceSettings(
-            taps=size.integration_layers,
-            sigmas=size.low_frequency_sigmas,
-            shift_layers=size.shift_layers,
-            shift_ratio=chosen.shift_ratio,
-            mask_threshold=chosen.crop_mask_threshold,
-            clip_weight=chosen.ensemble_weight,
-        )
-        expected = run_scan(fused, picture, mask_logits, input_ids, read_settings)
-        is_shifted = expected.pop("is shifted")
-        return compute_differences(
-            expected, compute_scan_outputs(reread, picture, mask_logits, input_ids, is_shifted)
-        )
+        return compare_with_reference(reread, fused, size, chosen)
 
     origin = checkpoint.Origin(
         layout=f"{size.name} (official)",
@@ -152,6 +132,31 @@ def convert_size(
         output, model, processor, weights.books, origin, compare if verify else None
     )
     typer.echo(checkpoint.describe_result(weights.books, differences, origin, output))
+
+
+def compare_with_reference(model, tensors, size, settings):
+    """Largest difference of each output between a model in float64 and the reference on SCAN's weights."""
+    from zsseg.conversion.verification import (
+        build_picture,
+        build_scan_inputs,
+        compute_differences,
+        compute_scan_outputs,
+    )
+
+    picture = build_picture(model)
+    mask_logits, input_ids = build_scan_inputs(model)
+    read_settings = ReferenceSettings(
+        taps=size.integration_layers,
+        sigmas=size.low_frequency_sigmas,
+        shift_layers=size.shift_layers,
+        shift_ratio=settings.shift_ratio,
+        mask_threshold=settings.crop_mask_threshold,
+        clip_weight=settings.ensemble_weight,
+    )
+    expected = run_scan(tensors, picture, mask_logits, input_ids, read_settings)
+    is_shifted = expected.pop("is shifted")
+    found = compute_scan_outputs(model, picture, mask_logits, input_ids, is_shifted)
+    return compute_differences(expected, found)
 
 
 if __name__ == "__main__":

@@ -196,6 +196,11 @@ def integrate(
             proposals = layer_norm(weights, f"fusion_decoder.ln.{step}", proposals)
     direction = picture_embeds / picture_embeds.norm(dim=-1, keepdim=True)
     proposals = proposals + weights["learnable_weight"].reshape(()) * direction[:, None]
+    return refine(weights, proposals)
+
+
+def refine(weights: Weights, proposals: Tensor) -> Tensor:
+    """Each proposal embedding (…, D) by itself, through layers in which it attends to nothing but itself."""
     for index in weights.indices("lightweight_transformer.layers"):
         layer = weights.below(f"lightweight_transformer.layers.{index}")
         own = layer.below("self_attn")

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import reference_mask2former
 import reference_pading
+import reference_scan
 import torch
 from reference_mask2former import Weights, attend_in_windows, compute_sine_positions, sample_deformably
 
@@ -15,7 +16,7 @@ from oracles.deformable_attention import attend_deformably
 SIZES = [(2, 3), (4, 6), (7, 5)]
 
 
-@pytest.mark.parametrize("module", [reference_mask2former, reference_pading])
+@pytest.mark.parametrize("module", [reference_mask2former, reference_pading, reference_scan])
 def test_the_references_stand_alone(module):
     tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
     imported = {alias.name for node in ast.walk(tree) if isinstance(node, ast.Import) for alias in node.names}

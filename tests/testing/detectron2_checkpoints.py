@@ -2,6 +2,7 @@
 
 import math
 import pickle
+from dataclasses import dataclass
 
 import torch
 
@@ -9,6 +10,23 @@ DIM, MASK_DIM, FEEDFORWARD, NUM_QUERIES, NUM_HEADS = 64, 32, 24, 5, 2
 NUM_CLASSES = 3
 TEXT_WIDTH = 12
 NUM_PRIMITIVES = 6
+
+
+@dataclass(frozen=True)
+class HeadSizes:
+    """Of pixel decoder and transformer decoder."""
+
+    dim: int = DIM
+    mask_dim: int = MASK_DIM
+    encoder_feedforward: int = FEEDFORWARD
+    feedforward: int = FEEDFORWARD
+    num_queries: int = NUM_QUERIES
+    num_heads: int = NUM_HEADS
+    encoder_layers: int = 2
+    decoder_layers: int = 4  # more than levels
+
+
+TINY_HEAD = HeadSizes()
 
 
 class Layout:
@@ -62,13 +80,13 @@ def add_resnet(layout, *, counts_batches=False):
     return widths
 
 
-def add_swin(layout, *, window_size=3):
-    """Depths 2, 2, 1, 1, so that there are shifted windows. Returns the widths."""
-    widths, heads = (8, 16, 32, 64), (1, 2, 2, 4)
-    layout.affine("backbone.patch_embed.proj", 8, 3, 4, 4)
-    layout.norm("backbone.patch_embed.norm", 8)
+def add_swin(layout, *, window_size=3, embed_dim=8, heads=(1, 2, 2, 4), depths=(2, 2, 1, 1)):
+    """By default of depths with shifted windows. Returns the widths."""
+    widths = tuple(embed_dim * 2**stage for stage in range(4))
+    layout.affine("backbone.patch_embed.proj", embed_dim, 3, 4, 4)
+    layout.norm("backbone.patch_embed.norm", embed_dim)
     for stage, (width, num_heads) in enumerate(zip(widths, heads, strict=True)):
-        for block in range(2 if stage < 2 else 1):
+        for block in range(depths[stage]):
             name = f"backbone.layers.{stage}.blocks.{block}"
             layout.norm(f"{name}.norm1", width)
             layout.normal(f"{name}.attn.relative_position_bias_table", (2 * window_size - 1) ** 2, num_heads)
@@ -87,30 +105,31 @@ def add_swin(layout, *, window_size=3):
     return widths
 
 
-def add_head(layout, widths, *, projects_input=False):
+def add_head(layout, widths, *, projects_input=False, sizes=TINY_HEAD):
     decoder, predictor = "sem_seg_head.pixel_decoder", "sem_seg_head.predictor"
-    hidden = DIM // 2 if projects_input else DIM
+    dim, num_heads = sizes.dim, sizes.num_heads
+    hidden = dim // 2 if projects_input else dim
     for level, width in enumerate(reversed(widths[1:])):
-        layout.affine(f"{decoder}.input_proj.{level}.0", DIM, width, 1, 1)
-        layout.norm(f"{decoder}.input_proj.{level}.1", DIM)
-    layout.normal(f"{decoder}.transformer.level_embed", 3, DIM)
-    for index in range(2):
+        layout.affine(f"{decoder}.input_proj.{level}.0", dim, width, 1, 1)
+        layout.norm(f"{decoder}.input_proj.{level}.1", dim)
+    layout.normal(f"{decoder}.transformer.level_embed", 3, dim)
+    for index in range(sizes.encoder_layers):
         layer = f"{decoder}.transformer.encoder.layers.{index}"
-        layout.affine(f"{layer}.self_attn.sampling_offsets", NUM_HEADS * 3 * 4 * 2, DIM, gain=2.0)
-        layout.affine(f"{layer}.self_attn.attention_weights", NUM_HEADS * 3 * 4, DIM)
-        layout.affine(f"{layer}.self_attn.value_proj", DIM, DIM)
-        layout.affine(f"{layer}.self_attn.output_proj", DIM, DIM)
-        layout.norm(f"{layer}.norm1", DIM)
-        layout.affine(f"{layer}.linear1", FEEDFORWARD, DIM)
-        layout.affine(f"{layer}.linear2", DIM, FEEDFORWARD)
-        layout.norm(f"{layer}.norm2", DIM)
-    layout.affine(f"{decoder}.mask_features", MASK_DIM, DIM, 1, 1)
-    layout.weight(f"{decoder}.adapter_1.weight", DIM, widths[0], 1, 1)
-    layout.norm(f"{decoder}.adapter_1.norm", DIM)
-    layout.weight(f"{decoder}.layer_1.weight", DIM, DIM, 3, 3)
-    layout.norm(f"{decoder}.layer_1.norm", DIM)
+        layout.affine(f"{layer}.self_attn.sampling_offsets", num_heads * 3 * 4 * 2, dim, gain=2.0)
+        layout.affine(f"{layer}.self_attn.attention_weights", num_heads * 3 * 4, dim)
+        layout.affine(f"{layer}.self_attn.value_proj", dim, dim)
+        layout.affine(f"{layer}.self_attn.output_proj", dim, dim)
+        layout.norm(f"{layer}.norm1", dim)
+        layout.affine(f"{layer}.linear1", sizes.encoder_feedforward, dim)
+        layout.affine(f"{layer}.linear2", dim, sizes.encoder_feedforward)
+        layout.norm(f"{layer}.norm2", dim)
+    layout.affine(f"{decoder}.mask_features", sizes.mask_dim, dim, 1, 1)
+    layout.weight(f"{decoder}.adapter_1.weight", dim, widths[0], 1, 1)
+    layout.norm(f"{decoder}.adapter_1.norm", dim)
+    layout.weight(f"{decoder}.layer_1.weight", dim, dim, 3, 3)
+    layout.norm(f"{decoder}.layer_1.norm", dim)
 
-    for index in range(4):  # more than levels
+    for index in range(sizes.decoder_layers):
         own = f"{predictor}.transformer_self_attention_layers.{index}"
         cross = f"{predictor}.transformer_cross_attention_layers.{index}"
         feedforward = f"{predictor}.transformer_ffn_layers.{index}"
@@ -118,18 +137,18 @@ def add_head(layout, widths, *, projects_input=False):
         layout.norm(f"{own}.norm", hidden)
         layout.attention(f"{cross}.multihead_attn", hidden)
         layout.norm(f"{cross}.norm", hidden)
-        layout.affine(f"{feedforward}.linear1", FEEDFORWARD, hidden)
-        layout.affine(f"{feedforward}.linear2", hidden, FEEDFORWARD)
+        layout.affine(f"{feedforward}.linear1", sizes.feedforward, hidden)
+        layout.affine(f"{feedforward}.linear2", hidden, sizes.feedforward)
         layout.norm(f"{feedforward}.norm", hidden)
     layout.norm(f"{predictor}.decoder_norm", hidden)
-    layout.normal(f"{predictor}.query_feat.weight", NUM_QUERIES, hidden)
-    layout.normal(f"{predictor}.query_embed.weight", NUM_QUERIES, hidden)
+    layout.normal(f"{predictor}.query_feat.weight", sizes.num_queries, hidden)
+    layout.normal(f"{predictor}.query_embed.weight", sizes.num_queries, hidden)
     layout.normal(f"{predictor}.level_embed.weight", 3, hidden)
     if projects_input:
         for level in range(3):
-            layout.affine(f"{predictor}.input_proj.{level}", hidden, DIM, 1, 1)
+            layout.affine(f"{predictor}.input_proj.{level}", hidden, dim, 1, 1)
     layout.affine(f"{predictor}.class_embed", NUM_CLASSES + 1, hidden)
-    for index, width in enumerate((hidden, hidden, MASK_DIM)):
+    for index, width in enumerate((hidden, hidden, sizes.mask_dim)):
         layout.affine(f"{predictor}.mask_embed.layers.{index}", width, hidden)
     layout.tensors["criterion.empty_weight"] = torch.tensor([1.0] * NUM_CLASSES + [0.1])
 
