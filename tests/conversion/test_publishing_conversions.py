@@ -1,9 +1,11 @@
 import pytest
 from convert_mask2former_detectron2_to_zsseg import convert
+from convert_scan_original_to_zsseg import convert_size
 from transformers.utils import logging as transformers_logging
 from typer.testing import CliRunner
 
-from testing.detectron2_checkpoints import build_mask2former, save_pkl
+from testing.detectron2_checkpoints import build_mask2former, save_pkl, save_pth
+from testing.scan_checkpoints import build_scan, build_size, save_tokenizer
 from zsseg.cli.main import app
 
 CARD = ("--license", "mit", "--training-data", "Streets drawn by hand.")
@@ -54,6 +56,21 @@ def test_a_converted_checkpoint_is_published_with_its_origin(converted, publish,
     again = (tmp_path / "again" / "README.md").read_text(encoding="utf-8")
     assert "were trained" in again
     assert "never a zero-shot number" in again
+
+
+def test_a_converted_scan_is_published_with_its_licence(tmp_path, publish):
+    source = build_scan()
+    save_pth(source, tmp_path / "SCAN.pth")
+    save_tokenizer(tmp_path / "tokenizer")
+    folder = tmp_path / "converted"
+    convert_size(tmp_path / "SCAN.pth", folder, build_size(source), str(tmp_path / "tokenizer"), verify=True)
+    outcome = publish(folder, "ready", "--license", "cc-by-nc-4.0", "--training-data", "COCO-Stuff.")
+    assert outcome.exit_code == 0, outcome.output
+    card = (tmp_path / "ready" / "README.md").read_text(encoding="utf-8")
+    origin = card.partition("## Origin")[2].partition("## Training data")[0]
+    for text in ("from `SCAN.pth` (SHA-256", "under CC BY-NC 4.0", "no zero-shot number", "| class logits |"):
+        assert text in origin
+    assert "are new and random" not in card
 
 
 def test_figures_and_cards_of_others_are_refused(converted, publish):

@@ -308,6 +308,10 @@ def replace_by_noise(weights, name):
             r"oriclip_mlp.fc1.weight \(128, 64\), expected \(64, 128\) for sim.token_proj.fc1.weight",
         ),
         (
+            lambda w: w.update({"oriclip_mlp.fc2.bias": torch.ones(1), "learnable_weight": torch.ones(64)}),
+            r"2 weights do not have the shape .*learnable_weight \(64,\), expected \(\) for sim.cls_scale",
+        ),
+        (
             lambda w: w["learnable_weight"].fill_(torch.nan),
             r"1 weights hold NaN or infinite values, first \['learnable_weight'\]",
         ),
