@@ -32,8 +32,11 @@ def build_card(name):
     evaluation = PACKAGED_FOLDERS[name] / "evaluation.json"
     if name == PATCHWORK_CLIP_NAME:
         return build_patchwork_clip_card(PatchworkClipReport.load(evaluation))
+    report = PatchworkReport.load(evaluation)
+    if report.model.family != "zsseg-concat":
+        return build_patchwork_card(report)
     stages = {stage: PatchworkReport.load(RESULTS / "stages" / file) for stage, file in STAGES.items()}
-    return build_patchwork_card(PatchworkReport.load(evaluation), stages)
+    return build_patchwork_card(report, stages)
 
 
 def write_documents(root):

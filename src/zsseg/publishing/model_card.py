@@ -19,6 +19,8 @@ from zsseg.training.patchwork_clip_report import WORDS, PatchworkClipReport
 from zsseg.training.patchwork_report import GROUPS, BenchmarkedModel, PatchworkReport, PatchworkRow
 
 PATCHWORK_CLIP_NAME = "patchwork-clip"
+TEMPLATES = {"zsseg-concat": "concat_patchwork.md", "zsseg-scan": "scan_patchwork.md"}
+"""By model type: the card of a model trained on Patchwork."""
 TABLE_FIGURES = ("PQ", "SQ", "RQ", "mIoU")
 HEADLINE_FIGURES = (
     "PQ",
@@ -40,7 +42,7 @@ THIS_CHECKPOINT = "this checkpoint"
 def build_patchwork_card(
     report: PatchworkReport, earlier_stages: Mapping[str, PatchworkReport] | None = None
 ) -> str:
-    """The card of a CONCAT trained on Patchwork, as Markdown with YAML in front.
+    """The card of a model trained on Patchwork, as Markdown with YAML in front.
 
     Args:
         report: of ``zsseg evaluate patchwork``; its rows must share one split, the one trained on, and at
@@ -49,8 +51,14 @@ def build_patchwork_card(
             order; only their rows of the presets of ``report`` with the labels' own names are shown.
 
     Raises:
-        ValueError: if the rows differ in their split, or none has the labels' own names.
+        ValueError: if the rows differ in their split, none has the labels' own names, or the family has no
+            card of this kind.
     """
+    if report.model.family not in TEMPLATES:
+        raise ValueError(
+            f"cards of Patchwork's models are there for {list(TEMPLATES)}, got {report.model.family!r}: publish "
+            "this one with `zsseg publish`, or add a template"
+        )
     reports = {**(earlier_stages or {}), THIS_CHECKPOINT: report}
     splits = sorted({row.split for each in reports.values() for row in each.rows})
     if len(splits) != 1:
@@ -65,7 +73,7 @@ def build_patchwork_card(
     vocabulary = build_patchwork_vocabulary(load_patchwork_split(split))
     unseen = [vocabulary[label_id] for label_id in vocabulary.unseen_label_ids]
     model = report.model
-    return load_template("concat_patchwork.md").substitute(
+    return load_template(TEMPLATES[report.model.family]).substitute(
         front_matter=_build_front_matter(report).to_yaml(),
         name=model.name,
         parameters=f"{model.parameters / 1e6:.1f}",
