@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import CLIPVisionConfig, ResNetConfig
+from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPVisionConfig, ResNetConfig
 
 from testing.tiny_concat_run import (
     EMBED_DIM,
@@ -13,6 +13,7 @@ from testing.tiny_concat_run import (
     build_vocabulary,
     collate,
 )
+from testing.tiny_models import build_clip_text_config, build_tokenizer
 from zsseg.layers.mask_transformer import MaskTransformerConfig
 from zsseg.models.scan.configuration_scan import ScanConfig
 from zsseg.models.scan.image_processing_scan import ScanImageProcessorPil
@@ -79,6 +80,28 @@ def build_scan_model(seed=0, *, has_shifted_tower=False, **changes):
         }
     )
     return ScanForSemanticSegmentation(config)
+
+
+def save_scan_clip(folder):
+    """A complete CLIP whose vision tower has the three blocks that SCAN reads at least."""
+    torch.manual_seed(4)
+    width = 16
+    vision = {
+        "hidden_size": 16,
+        "intermediate_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "image_size": CROP_SIZE,
+        "patch_size": PATCH_SIZE,
+        "projection_dim": width,
+        "initializer_factor": 5.0,
+    }
+    text = build_clip_text_config(projection_dim=width).to_dict()
+    CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=width)).save_pretrained(
+        folder
+    )
+    build_tokenizer().save_pretrained(folder)
+    CLIPImageProcessorPil().save_pretrained(folder)
 
 
 def build_scan_processor(labels=LABELS):

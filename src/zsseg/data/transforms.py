@@ -163,6 +163,30 @@ class RandomCrop:
 
 
 @dataclass(frozen=True)
+class Pad:
+    """Pad at the bottom and right, with ``fill`` in the picture and void in the map.
+
+    Attributes:
+        size: (height, width) in pixels; an edge that is longer already stays.
+        fill: RGB of the padding.
+
+    Raises:
+        ValueError: if a length is below 1.
+    """
+
+    size: tuple[int, int]
+    fill: tuple[int, int, int] = IMAGENET_MEAN_COLOUR
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+
+    def __call__(self, example: PanopticExample, generator: np.random.Generator) -> PanopticExample:
+        """The padded example."""
+        height, width = example.target.size
+        return _pad(example, (max(height, self.size[0]), max(width, self.size[1])), self.fill)
+
+
+@dataclass(frozen=True)
 class RandomHorizontalFlip:
     """Mirror left and right.
 
@@ -286,6 +310,8 @@ def _map_levels(
 
 
 def _scale_saturation(image: Image.Image, factor: float) -> Image.Image:
+    if factor == 1:
+        return image
     hue, saturation, value = image.convert("HSV").split()
     saturation = _map_levels(saturation, lambda levels: levels * factor)
     return Image.merge("HSV", (hue, saturation, value)).convert("RGB")

@@ -12,6 +12,7 @@ from zsseg.data.seen_filter import UnseenPolicy
 from zsseg.data.streaming import StreamedPanopticDataset
 from zsseg.data.transforms import (
     Compose,
+    Pad,
     RandomCrop,
     RandomHorizontalFlip,
     Resize,
@@ -64,10 +65,16 @@ STAGE_ARGUMENTS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 )
 
 
+STAGE_STEPS: Mapping[str, int] = MappingProxyType(
+    {ProposalStage.name: 120_000, ContextualShiftStage.name: 18_483}
+)
+"""The paper's on COCO-Stuff; ten epochs of 118,287 pictures, 64 a step, for the second."""
+
+
 def build_scan_transform(
     size: tuple[int, int], *, min_scale: float = 0.5, max_scale: float = 2.0, longest_scale: float = 4.0
 ) -> Transform:
-    """One of 16 short sides, a random crop, SSD's colour jitter and a flip.
+    """One of 16 short sides, a random crop, SSD's colour jitter, a flip, and padding to the crop's size.
 
     The paper's is that of (640, 640): short sides 320, 384, … 1280, long ones at most 2560.
 
@@ -85,7 +92,7 @@ def build_scan_transform(
     edge = min(size)
     edges = np.linspace(min_scale * edge, max_scale * edge, NUM_SCALES).round().astype(int).tolist()
     resize = Resize(shortest_edge=tuple(edges), longest_edge=round(longest_scale * edge))
-    return Compose((resize, RandomCrop(size), SsdColorJitter(), RandomHorizontalFlip()))
+    return Compose((resize, RandomCrop(size), SsdColorJitter(), RandomHorizontalFlip(), Pad(size)))
 
 
 def choose_scan_layers(num_layers: int) -> dict[str, tuple[int, ...]]:
