@@ -1,7 +1,7 @@
 """Stages that learn from pictures with ground truth, by the seen labels of a data set."""
 
 from collections.abc import Collection, Mapping, Sequence
-from typing import Any, TextIO, get_args
+from typing import TextIO, get_args
 
 from transformers import PreTrainedModel
 
@@ -12,6 +12,7 @@ from zsseg.data.streaming import StreamedPanopticDataset
 from zsseg.data.transformed_dataset import TransformedDataset
 from zsseg.data.transforms import Transform
 from zsseg.models.inference import encode_vocabulary
+from zsseg.processing.processing import ZeroShotSegmentationProcessor
 from zsseg.training.data_order import SizedDataset, StreamedDataset
 from zsseg.training.recipe import RecipeStep, run_recipe
 from zsseg.training.stage import StageContext
@@ -23,7 +24,7 @@ def run_picture_recipe(
     steps: Sequence[RecipeStep],
     *,
     model: PreTrainedModel,
-    processor: Any,
+    processor: ZeroShotSegmentationProcessor,
     dataset: PanopticDataset | StreamedPanopticDataset,
     transform: Transform,
     unseen: UnseenPolicy,
@@ -88,7 +89,7 @@ def run_picture_recipe(
     )
 
 
-def build_seen_collator(processor: Any, vocabulary: Vocabulary) -> PanopticCollator:
+def build_seen_collator(processor: ZeroShotSegmentationProcessor, vocabulary: Vocabulary) -> PanopticCollator:
     """Examples → batch as the checkpoint's image processor normalises, label ids counted among the seen."""
     image_processor = processor.image_processor
     return PanopticCollator(
