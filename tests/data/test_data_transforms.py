@@ -13,9 +13,11 @@ from zsseg.data.transforms import (
     ColorJitter,
     Compose,
     LargeScaleJitter,
+    Pad,
     RandomCrop,
     RandomHorizontalFlip,
     Resize,
+    SsdColorJitter,
 )
 from zsseg.vocabulary import Vocabulary
 
@@ -45,6 +47,8 @@ TRANSFORMS = [
     Resize(size=(13, 8)),
     Resize(shortest_edge=(8, 16, 24), longest_edge=30),
     Compose([Resize(shortest_edge=20), RandomCrop((12, 12)), RandomHorizontalFlip()]),
+    SsdColorJitter(),
+    Compose([RandomCrop((16, 9)), Pad((20, 12))]),
 ]
 
 
@@ -171,6 +175,69 @@ def test_hue_shift_by_a_third_turns_red_into_green_or_blue():
     assert all(max(colour) > 250 for colour in seen)
 
 
+def test_padding_lies_at_the_bottom_and_right_and_shortens_nothing():
+    example = make_example(8, 9)
+    result = Pad((12, 6), fill=(1, 2, 3))(example, rng())
+    assert result.target.size == (12, 9)
+    np.testing.assert_array_equal(np.asarray(result.image)[:8], np.asarray(example.image))
+    np.testing.assert_array_equal(result.target.segment_ids[:8], example.target.segment_ids)
+    assert (np.asarray(result.image)[8:] == (1, 2, 3)).all()
+    assert not result.target.segment_ids[8:].any()
+    assert Pad((4, 4))(example, rng()).target is example.target
+
+
+NO_SSD = {"brightness": 0.0, "contrast": 0.0, "saturation": 0.0, "hue": 0.0}
+
+
+def jitter_colour(colour, seed, **strengths):
+    image = Image.new("RGB", (1, 1), colour)
+    example = PanopticExample(image, build_target(np.zeros((1, 1), np.int32), {}, VOCABULARY), 1, "a")
+    return SsdColorJitter(**{**NO_SSD, **strengths})(example, rng(seed)).image.getpixel((0, 0))
+
+
+def test_ssd_adds_brightness_to_every_value_and_clips():
+    added = {jitter_colour((100, 0, 240), seed, brightness=32.0) for seed in range(200)}
+    shifts = {red - 100 for red, _, _ in added}
+    assert shifts <= set(range(-32, 33))
+    assert min(shifts) < -20
+    assert max(shifts) > 20
+    for red, green, blue in added:
+        assert (green, blue) == (max(0, red - 100), min(255, 240 + red - 100))
+
+
+def test_ssd_multiplies_every_value_by_the_contrast_whatever_the_mean():
+    for seed in range(100):
+        red, green, blue = jitter_colour((0, 100, 200), seed, contrast=0.5)
+        assert red == 0
+        assert 50 <= green <= 150
+        assert abs(blue - min(255, 2 * green)) <= 1
+
+
+def test_ssd_scales_saturation_and_turns_hues():
+    assert {jitter_colour((90, 90, 90), seed, saturation=0.5, hue=0.1) for seed in range(20)} == {
+        (90, 90, 90)
+    }
+    saturated = [jitter_colour((200, 100, 100), seed, saturation=0.5) for seed in range(100)]
+    # Value, the largest channel, stays; the distance to it is scaled by 0.5 to 1.5.
+    assert {red for red, _, _ in saturated} == {200}
+    assert all(green == blue and 49 <= green <= 151 for _, green, blue in saturated)
+    assert min(green for _, green, _ in saturated) < 60
+    turned = [np.array(jitter_colour((255, 0, 0), seed, hue=0.1)) for seed in range(100)]
+    # A tenth of a turn of red goes at most to 0.6 of the way to yellow or magenta.
+    assert all(red == 255 and max(others) <= 0.62 * 255 and min(others) == 0 for red, *others in turned)
+    assert max(green for _, green, _ in turned) > 100
+    assert max(blue for _, _, blue in turned) > 100
+
+
+def test_ssd_leaves_every_change_out_in_half_of_the_cases():
+    """Of 2,000 draws; four standard deviations are 4.5 %."""
+    unchanged = [
+        jitter_colour((100, 100, 100), seed, brightness=32.0) == (100, 100, 100) for seed in range(2000)
+    ]
+    # Of the other half one in 64 adds less than half a level.
+    assert abs(np.mean(unchanged) - (0.5 + 0.5 / 64)) < 0.045
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -187,6 +254,10 @@ def test_hue_shift_by_a_third_turns_red_into_green_or_blue():
         (lambda: RandomHorizontalFlip(1.5), r"probability must lie in \[0, 1\], got 1.5"),
         (lambda: ColorJitter(contrast=-0.1), "strengths must be 0 or more"),
         (lambda: ColorJitter(hue=0.6), "hue at most 0.5"),
+        (lambda: SsdColorJitter(brightness=-1), r"brightness must lie in \[0, 255\], got -1"),
+        (lambda: SsdColorJitter(contrast=1.5), r"contrast must lie in \[0, 1\], got 1.5"),
+        (lambda: SsdColorJitter(hue=0.6), r"hue must lie in \[0, 0.5\], got 0.6"),
+        (lambda: Pad((4, 0)), "1 pixel or more"),
     ],
 )
 def test_settings_out_of_range(make, message):

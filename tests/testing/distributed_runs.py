@@ -23,6 +23,7 @@ from testing.tiny_concat_run import (
     build_trainer,
     collate,
 )
+from testing.tiny_scan_run import build_scan_model, build_scan_trainer
 from zsseg.data.patchwork.dataset import PatchworkDataset
 from zsseg.layers.model_identity import compute_weights_digest
 from zsseg.models.concat.adaptation_concat import UnionOptions
@@ -43,6 +44,7 @@ from zsseg.training.recipes.patchwork_clip import (
     PatchworkClipStage,
     build_patchwork_clip,
 )
+from zsseg.training.recipes.scan_stages import ContextualShiftStage, ProposalStage
 from zsseg.training.stage import StageContext
 from zsseg.training.trainer import Trainer
 from zsseg.vocabulary import Vocabulary
@@ -57,19 +59,30 @@ QUERY_STAGES = {
     "generator": lambda: GeneratorStage(TransitionOptions(generator_type="cvae", moments="pooled")),
     "union": lambda: UnionStage(UnionOptions(labels_per_step=1)),
 }
-STAGES = (*PICTURE_STAGES, *QUERY_STAGES, "clip")
+SCAN_STAGES = {
+    "proposals": ProposalStage,
+    "contextual_shift": ContextualShiftStage,
+    # Nearly all pictures without a segment: one process of two often has none, at times both.
+    "contextual_shift_of_few": ContextualShiftStage,
+}
+STAGES = (*PICTURE_STAGES, *SCAN_STAGES, *QUERY_STAGES, "clip")
 QUERY_DIM = 32
 
 
 class UnevenDataset(RectanglesDataset):
-    """Of four pictures one has a single segment beside void, and one has none."""
+    """Of four pictures one has a single segment beside void, and one has none; the first has its both.
 
-    def __init__(self):
+    Args:
+        counts: segments of the second, third and last of four pictures.
+    """
+
+    def __init__(self, counts=(1, 2, 0)):
         super().__init__(length=16)
+        self.counts = counts
 
     def __getitem__(self, index):
         example = super().__getitem__(index)
-        kept = {1: 1, 3: 0}.get(index % 4, 2)
+        kept = (2, *self.counts)[index % 4]
         known = example["mask_labels"][:kept].any(dim=0)
         if kept == 0:
             known[: SIZE // 2] = True
@@ -130,6 +143,17 @@ def build_stage_trainer(name, folder, *, model=None, dataset=None, evaluate=None
     }
     if name == "clip":
         return build_clip_trainer(folder, stream=stream, **arguments)
+    if name in SCAN_STAGES:
+        trainer = build_scan_trainer(
+            folder,
+            model=model,
+            stage=SCAN_STAGES[name](),
+            dataset=UnevenDataset((0, 0, 0)) if name == "contextual_shift_of_few" else UnevenDataset(),
+            stream=stream,
+            **arguments,
+        )
+        trainer.collate = collate_uneven
+        return trainer
     model = build_model() if model is None else model
     is_on_pictures = name in PICTURE_STAGES
     if not is_on_pictures and model.generator is None:
@@ -153,6 +177,13 @@ def build_stage_trainer(name, folder, *, model=None, dataset=None, evaluate=None
             vocabulary, torch.eye(EMBED_DIM)[:6], torch.tensor([0, 1, 2, 3, 4, 0])
         ).to(trainer.accelerator.device)
     return trainer
+
+
+def build_start_model(name, seed):
+    """What a stage begins with."""
+    if name in SCAN_STAGES:
+        return build_scan_model(seed, has_shifted_tower=name != "proposals")
+    return build_model(seed=seed)
 
 
 def build_clip_trainer(folder, *, stream, **arguments):
@@ -238,7 +269,7 @@ def run_job(name, folder, *, resume=False, spoil=None, streamed=False, environme
             name,
             folder,
             # Those of the first process count.
-            model=build_model(seed=int(os.environ.get("RANK", "0"))),
+            model=build_start_model(name, seed=int(os.environ.get("RANK", "0"))),
             dataset=dataset,
             evaluate=score if "evaluate_every" in arguments else None,
             stream=io.StringIO(),

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -30,6 +32,29 @@ def test_polynomial_falls_from_one_to_almost_zero():
     assert [compute_learning_rate_factor(step, arguments) for step in (0, 50, 99)] == pytest.approx(
         [1, 0.25, 0.0001]
     )
+
+
+def test_cosine_falls_from_one_to_almost_zero_behind_the_warm_up():
+    arguments = build_arguments(schedule="cosine", warmup_steps=20)
+    factors = [compute_learning_rate_factor(step, arguments) for step in (20, 40, 60, 80, 99)]
+    expected = [1, 0.5 + 0.5**1.5, 0.5, 0.5 - 0.5**1.5, 0.5 - 0.5 * math.cos(math.pi / 80)]
+    assert factors == pytest.approx(expected)
+
+
+def test_adamw_takes_the_betas():
+    model, stage = build_model(), SegmentorStage()
+    arguments = build_arguments(adam_betas=(0.5, 0.75), weight_decay=0.0)
+    prepare_trainable(model, stage, arguments)
+    optimizer = build_optimizer(model, stage, arguments)
+    parameter = model.no_object_embedding
+    before = parameter.detach().clone()
+    for gradient in (1.0, -0.5):
+        parameter.grad = torch.full_like(parameter, gradient)
+        optimizer.step()
+    # By hand: moments 0.5 and 0.25, then 0 and 0.25; the first divided by 1 − 0.5 and 1 − 0.75.
+    first = (0.5 / (1 - 0.5)) / math.sqrt(0.25 / (1 - 0.75))
+    second = (0.5 * 0.5 + 0.5 * -0.5) / (1 - 0.25) / math.sqrt((0.75 * 0.25 + 0.25 * 0.25) / (1 - 0.5625))
+    torch.testing.assert_close(parameter.detach(), before - 1e-3 * (first + second))
 
 
 def test_warmup_rises_linearly_and_never_starts_at_zero():

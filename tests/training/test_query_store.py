@@ -8,6 +8,7 @@ from zsseg.layers.model_identity import compute_weights_digest
 from zsseg.losses.set_criterion import UNKNOWN_LABEL
 from zsseg.models.concat.query_memory import NO_OBJECT
 from zsseg.models.inference import encode_vocabulary
+from zsseg.training.picture_recipe import build_seen_collator
 from zsseg.training.query_store import (
     LabelQueryDataset,
     QueryDataset,
@@ -16,7 +17,6 @@ from zsseg.training.query_store import (
     extract_queries,
     find_unknown_queries,
 )
-from zsseg.training.recipes.concat import build_seen_collator
 from zsseg.training.stage import StageContext
 
 SCENES = 6
@@ -76,7 +76,7 @@ from testing.tiny_models import build_clip_text_config, build_model, build_proce
 from zsseg.data.patchwork.dataset import PatchworkDataset
 from zsseg.models.inference import encode_vocabulary
 from zsseg.training.query_store import build_query_store
-from zsseg.training.recipes.concat import build_seen_collator
+from zsseg.training.picture_recipe import build_seen_collator
 from zsseg.training.stage import StageContext
 
 read = []

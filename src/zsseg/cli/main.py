@@ -16,6 +16,7 @@ from zsseg.cli.commands.publish import publish
 from zsseg.cli.commands.segment import segment
 from zsseg.cli.commands.train import train
 from zsseg.cli.commands.train_patchwork_clip import patchwork_clip as train_patchwork_clip
+from zsseg.cli.commands.train_scan import scan as train_scan
 
 app = typer.Typer(
     name="zsseg",
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command()(segment)
 app.add_typer(evaluate)
+train.command()(train_scan)
 train.command("patchwork-clip")(train_patchwork_clip)
 app.add_typer(train)
 app.command()(adapt)

@@ -3,6 +3,7 @@
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from zsseg.cli.messages import UsageError
@@ -24,6 +25,7 @@ def build_stage_arguments(
     from_options: Mapping[str, Any],
     sections: Collection[str],
     evaluated: Collection[str],
+    recipe_steps: Mapping[str, int] = MappingProxyType({}),
 ) -> dict[str, TrainerArguments]:
     """The arguments of each stage: its defaults, those of the file, its own section of it, the options.
 
@@ -38,6 +40,8 @@ def build_stage_arguments(
         from_options: what the command line sets.
         sections: stages that may have a section in the file, whether they run or not.
         evaluated: stages during which there is something to evaluate on; others have no ``evaluate_every``.
+        recipe_steps: how many steps the default warm-up of the learning rate is meant for; with fewer it is
+            shorter in proportion.
 
     Raises:
         FileNotFoundError: if there is no such file.
@@ -65,7 +69,9 @@ def build_stage_arguments(
             raise UsageError(f"say how many steps the stage {name!r} takes: --steps, or in --arguments")
         if name not in evaluated:
             values["evaluate_every"] = None
-        stages[name] = _read(values, is_warmup_given="warmup_steps" in given)
+        stages[name] = _read(
+            values, is_warmup_given="warmup_steps" in given, recipe_steps=recipe_steps.get(name, 1)
+        )
     return stages
 
 
@@ -73,7 +79,7 @@ def _keep_shared(values: Mapping[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if name in SHARED_ARGUMENTS}
 
 
-def _read(values: Mapping[str, Any], *, is_warmup_given: bool) -> TrainerArguments:
+def _read(values: Mapping[str, Any], *, is_warmup_given: bool, recipe_steps: int) -> TrainerArguments:
     """The arguments; a recipe's warm-up of the learning rate is cut to fit fewer steps than it is meant for.
 
     Raises:
@@ -85,7 +91,9 @@ def _read(values: Mapping[str, Any], *, is_warmup_given: bool) -> TrainerArgumen
         arguments = TrainerArguments.from_dict({**values, "warmup_steps": 0})
     except TypeError as error:
         raise ValueError(str(error)) from error
-    return replace(arguments, warmup_steps=min(values.get("warmup_steps", 0), arguments.steps - 1))
+    warmup_steps = values.get("warmup_steps", 0)
+    share = min(1.0, arguments.steps / recipe_steps)
+    return replace(arguments, warmup_steps=min(round(share * warmup_steps), arguments.steps - 1))
 
 
 def check_stage_folders(output: Path, stages: Iterable[str]) -> None:

@@ -11,7 +11,7 @@ from zsseg.cli.options import DATA_PANEL
 START_PANEL = "Start weights"
 METHOD_PANEL = "Method"
 RUN_PANEL = "Run"
-ARGUMENTS_PANEL = "Training arguments (defaults: PADing's, which CONCAT follows)"
+ARGUMENTS_PANEL = "Training arguments (defaults: those of the papers)"
 
 
 class RecipeChoice(StrEnum):
@@ -28,6 +28,14 @@ class StageChoice(StrEnum):
     ALIGNMENT = "alignment"
     GENERATOR = "generator"
     UNION = "union"
+    ALL = "all"
+
+
+class ScanStageChoice(StrEnum):
+    """Which of SCAN's stages to run."""
+
+    PROPOSALS = "proposals"
+    CONTEXTUAL_SHIFT = "contextual_shift"
     ALL = "all"
 
 
@@ -87,8 +95,8 @@ StreamingOption = Annotated[
     bool,
     typer.Option(
         "--streaming",
-        help="Read the columns of a data set as they come in, without downloading it first; warmup and "
-        "segmentor only.",
+        help="Read the columns of a data set as they come in, without downloading it first; of CONCAT's "
+        "stages warmup and segmentor only.",
         rich_help_panel=DATA_PANEL,
     ),
 ]
@@ -121,6 +129,34 @@ StageOption = Annotated[
         help="Run one stage: warmup (pixels are classified densely), segmentor (queries learn masks), "
         "alignment (the same with --teacher), generator, union. With --recipe: end after this one.",
         rich_help_panel=RUN_PANEL,
+    ),
+]
+ScanStageOption = Annotated[
+    ScanStageChoice,
+    typer.Option(
+        "--stage",
+        metavar="STAGE",
+        help="Run one stage: proposals (masks and the names of their embeddings), contextual_shift (a CLIP "
+        "for the masks cut out).",
+        rich_help_panel=RUN_PANEL,
+    ),
+]
+CropsPerImageOption = Annotated[
+    int,
+    typer.Option(
+        "--crops-per-image",
+        metavar="N",
+        help="contextual_shift: segments of a picture that a step sees.",
+        rich_help_panel=METHOD_PANEL,
+    ),
+]
+ShiftRatioOption = Annotated[
+    float,
+    typer.Option(
+        "--shift-ratio",
+        metavar="X",
+        help="contextual_shift: share of a crop's background patches that become the whole picture's token.",
+        rich_help_panel=METHOD_PANEL,
     ),
 ]
 TeacherOption = Annotated[
@@ -160,7 +196,7 @@ ModelOption = Annotated[
         "--model",
         "-m",
         metavar="NAME",
-        help="A CONCAT checkpoint.",
+        help="A checkpoint of the family.",
         show_default=False,
         rich_help_panel=START_PANEL,
     ),
@@ -185,13 +221,23 @@ ClipOption = Annotated[
         rich_help_panel=START_PANEL,
     ),
 ]
+VisionClipOption = Annotated[
+    str | None,
+    typer.Option(
+        "--clip",
+        metavar="NAME",
+        help="and a CLIP, both towers of which become part of the checkpoint.",
+        show_default=False,
+        rich_help_panel=START_PANEL,
+    ),
+]
 ValOption = Annotated[
     str | None,
     typer.Option(
         "--val",
         metavar="DATASET",
-        help="Evaluate on this during segmentor or alignment, and after union; keep the best checkpoint. A "
-        "data set in several parts gives its validation part.",
+        help="Evaluate on this during the stages that learn masks or crops, and after union; keep the best "
+        "checkpoint. A data set in several parts gives its validation part.",
         show_default=False,
         rich_help_panel=DATA_PANEL,
     ),
@@ -266,7 +312,7 @@ BatchSizeOption = Annotated[
         "--batch-size",
         metavar="N",
         help="Images in one forward pass of a device.",
-        show_default="16",
+        show_default="CONCAT 16; SCAN 32, then 8",
         rich_help_panel=ARGUMENTS_PANEL,
     ),
 ]
@@ -286,7 +332,7 @@ LearningRateOption = Annotated[
         "--learning-rate",
         metavar="X",
         help="Peak of the learning rate.",
-        show_default="1e-4",
+        show_default="CONCAT 1e-4; SCAN 6e-5, then 5e-6",
         rich_help_panel=ARGUMENTS_PANEL,
     ),
 ]
@@ -296,7 +342,7 @@ MaxGradNormOption = Annotated[
         "--max-grad-norm",
         metavar="X",
         help="Longest gradient; longer ones are clipped.",
-        show_default="0.01",
+        show_default="0.01; none in SCAN's second stage",
         rich_help_panel=ARGUMENTS_PANEL,
     ),
 ]

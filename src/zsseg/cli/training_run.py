@@ -99,7 +99,7 @@ def build_concat_arguments(
     Raises:
         UsageError: if the file asks for evaluation and there is nothing to evaluate on.
     """
-    metric = "PQ_seen" if choose_task(validation) == "panoptic" else "mIoU_seen"
+    metric = choose_metric(validation)
     # Queries are as small as Patchwork's: what trains on them has the same arguments everywhere.
     steps = PatchworkSteps()
     transition = build_patchwork_transition_stages(
@@ -117,9 +117,23 @@ def build_concat_arguments(
         sections=STAGES,
         evaluated=(SegmentorStage.name, AlignmentStage.name),
     )
+    check_evaluation(stages, validation)
+    return stages
+
+
+def check_evaluation(stages: Mapping[str, TrainerArguments], validation: PanopticDataset | None) -> None:
+    """Refuse to evaluate on nothing.
+
+    Raises:
+        UsageError: if the arguments ask for it.
+    """
     if validation is None and any(stage.evaluate_every is not None for stage in stages.values()):
         raise UsageError("the arguments say evaluate_every, which needs --val, the data to evaluate on")
-    return stages
+
+
+def choose_metric(validation: PanopticDataset | None) -> str:
+    """The number that chooses the best checkpoint: of the seen labels, as unseen ones decide nothing."""
+    return "PQ_seen" if choose_task(validation) == "panoptic" else "mIoU_seen"
 
 
 def choose_task(validation: PanopticDataset | None) -> Task:
@@ -187,15 +201,7 @@ class TrainingRun:
 
     def print_setup(self, unseen_policy: UnseenPolicy, setting: Setting) -> None:
         """What is trained from which weights, on which pictures and labels, for how long."""
-        vocabulary = self.dataset.vocabulary
-        policy = f" · unseen: {unseen_policy}, {setting}" if vocabulary.unseen_label_ids else ""
-        labels = describe_labels(vocabulary, self.labels)
-        images = (
-            "a stream of images"
-            if isinstance(self.dataset, StreamedPanopticDataset)
-            else format_count(len(self.dataset), "image")
-        )
-        data = f"{images} · {labels}{policy}"
+        data = describe_data(self.dataset, self.labels, f"{unseen_policy}, {setting}")
         print_setup(self.source, data, self.stages, self.output)
 
     def train(
@@ -256,6 +262,17 @@ class TrainingRun:
         task = choose_task(self.validation)
         validation = SeenLabelsDataset(self.validation) if setting == "inductive" else self.validation
         return lambda model: evaluate_model(model, self.processor, validation, task=task)
+
+
+def describe_data(dataset: PanopticDataset | StreamedPanopticDataset, labels: LabelSetup, unseen: str) -> str:
+    """How many pictures and labels; if some are unseen, also what happens to those."""
+    policy = f" · unseen: {unseen}" if dataset.vocabulary.unseen_label_ids else ""
+    images = (
+        "a stream of images"
+        if isinstance(dataset, StreamedPanopticDataset)
+        else format_count(len(dataset), "image")
+    )
+    return f"{images} · {describe_labels(dataset.vocabulary, labels)}{policy}"
 
 
 def print_setup(source: str, data: str, stages: Mapping[str, TrainerArguments], output: Path) -> None:

@@ -5,7 +5,7 @@ result depends on the generator's seed alone. Pictures are resampled bilinearly,
 segments without a pixel left are dropped, areas and boxes counted anew.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Protocol
 
@@ -163,6 +163,30 @@ class RandomCrop:
 
 
 @dataclass(frozen=True)
+class Pad:
+    """Pad at the bottom and right, with ``fill`` in the picture and void in the map.
+
+    Attributes:
+        size: (height, width) in pixels; an edge that is longer already stays.
+        fill: RGB of the padding.
+
+    Raises:
+        ValueError: if a length is below 1.
+    """
+
+    size: tuple[int, int]
+    fill: tuple[int, int, int] = IMAGENET_MEAN_COLOUR
+
+    def __post_init__(self) -> None:
+        _check_size(self.size)
+
+    def __call__(self, example: PanopticExample, generator: np.random.Generator) -> PanopticExample:
+        """The padded example."""
+        height, width = example.target.size
+        return _pad(example, (max(height, self.size[0]), max(width, self.size[1])), self.fill)
+
+
+@dataclass(frozen=True)
 class RandomHorizontalFlip:
     """Mirror left and right.
 
@@ -223,6 +247,74 @@ class ColorJitter:
             else:
                 image = _shift_hue(image, shift)
         return replace(example, image=image)
+
+
+@dataclass(frozen=True)
+class SsdColorJitter:
+    """Change brightness, contrast, saturation and hue of the picture, each in half of the cases.
+
+    Contrast comes before saturation and hue or behind them. Unlike in :class:`ColorJitter`, brightness is
+    added to every value and contrast multiplies every value, whatever the picture's mean is; each step rounds
+    to 8 bits.
+
+    Attributes:
+        brightness: what is added is uniform in [-brightness, brightness], in levels of 0 to 255.
+        contrast: the factor of every value is uniform in [1 - contrast, 1 + contrast].
+        saturation: the factor of the saturation, likewise.
+        hue: the shift is uniform in [-hue, hue], in turns of the colour circle.
+
+    Raises:
+        ValueError: if a strength is out of range.
+
+    Reference:
+        SSD, Liu et al. (arXiv:1512.02325), Sec. 2.2 "data augmentation".
+    """
+
+    brightness: float = 32.0
+    contrast: float = 0.5
+    saturation: float = 0.5
+    hue: float = 0.1
+
+    def __post_init__(self) -> None:
+        limits = {"brightness": 255, "contrast": 1, "saturation": 1, "hue": 0.5}
+        for name, limit in limits.items():
+            if not 0 <= getattr(self, name) <= limit:
+                raise ValueError(f"{name} must lie in [0, {limit}], got {getattr(self, name)}")
+
+    def __call__(self, example: PanopticExample, generator: np.random.Generator) -> PanopticExample:
+        """The example with other colours; the map stays."""
+        strengths = (self.brightness, self.contrast, self.saturation, self.hue)
+        # All are drawn, whichever are used.
+        added, contrast, saturation, hue = (generator.uniform(-strength, strength) for strength in strengths)
+        has_added, has_contrast, has_saturation, has_hue, is_contrast_first = generator.random(5) < 0.5
+        image = example.image
+        if has_added:
+            image = _map_levels(image, lambda levels: levels + added)
+        if has_contrast and is_contrast_first:
+            image = _map_levels(image, lambda levels: levels * (1 + contrast))
+        if has_saturation:
+            image = _scale_saturation(image, 1 + saturation)
+        if has_hue:
+            image = _shift_hue(image, hue)
+        if has_contrast and not is_contrast_first:
+            image = _map_levels(image, lambda levels: levels * (1 + contrast))
+        return replace(example, image=image)
+
+
+def _map_levels(
+    image: Image.Image, change: Callable[[NDArray[np.float64]], NDArray[np.float64]]
+) -> Image.Image:
+    """Change every value of every channel by itself, rounded and clipped to 0 … 255."""
+    levels = change(np.arange(256.0)).round().clip(0, 255).astype(int).tolist()
+    return image.point(levels * len(image.getbands()))
+
+
+def _scale_saturation(image: Image.Image, factor: float) -> Image.Image:
+    if factor == 1:
+        return image
+    hue, saturation, value = image.convert("HSV").split()
+    saturation = _map_levels(saturation, lambda levels: levels * factor)
+    return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
 
 
 def _shift_hue(image: Image.Image, shift: float) -> Image.Image:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 MixedPrecision = Literal["no", "bf16", "fp16"]
-Schedule = Literal["milestones", "polynomial", "constant"]
+Schedule = Literal["milestones", "polynomial", "cosine", "constant"]
 Optimizer = Literal["adamw", "sgd"]
 
 RESUME_MAY_CHANGE = frozenset(
@@ -28,13 +28,14 @@ class TrainerArguments:
         gradient_accumulation_steps: forward passes per optimizer step.
         optimizer: "adamw", or "sgd" with ``momentum``.
         momentum: of "sgd"; "adamw" has no use for it.
+        adam_betas: decay rates of the two moments of "adamw"; "sgd" has no use for them.
         learning_rate: peak learning rate.
         backbone_learning_rate_multiplier: factor on ``learning_rate`` for the backbone; 0 freezes it.
         weight_decay: of weight matrices and kernels; norms, biases and embeddings are not decayed.
         max_grad_norm: the gradient's largest 2-norm over all parameters; None does not clip.
         warmup_steps: steps over which the learning rate rises linearly from 0.
         schedule: "milestones" multiplies by ``gamma`` at each milestone, "polynomial" falls to 0 as
-            (1 − progress) ** ``polynomial_power``, "constant" stays.
+            (1 − progress) ** ``polynomial_power``, "cosine" as half a wave, "constant" stays.
         milestones: fractions of ``steps`` in (0, 1), rising.
         gamma: factor at every milestone.
         polynomial_power: exponent of the polynomial schedule.
@@ -58,6 +59,7 @@ class TrainerArguments:
     gradient_accumulation_steps: int = 1
     optimizer: Optimizer = "adamw"
     momentum: float = 0.9
+    adam_betas: tuple[float, float] = (0.9, 0.999)
     learning_rate: float = 1e-4
     backbone_learning_rate_multiplier: float = 0.1
     weight_decay: float = 0.05
@@ -78,7 +80,8 @@ class TrainerArguments:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "output_dir", Path(self.output_dir))
-        object.__setattr__(self, "milestones", tuple(self.milestones))
+        for name in ("milestones", "adam_betas"):
+            object.__setattr__(self, name, tuple(getattr(self, name)))
         for name in ("steps", "batch_size", "gradient_accumulation_steps", "keep_last_n", "log_every"):
             _check_integer(name, getattr(self, name), smallest=1)
         for name in ("warmup_steps", "seed", "num_workers"):
@@ -90,6 +93,10 @@ class TrainerArguments:
             _check_number(name, getattr(self, name), may_be_zero=True)
         for name in ("learning_rate", "gamma", "polynomial_power"):
             _check_number(name, getattr(self, name), may_be_zero=False)
+        for beta in self.adam_betas:
+            _check_number("adam_betas", beta, may_be_zero=True)
+        if len(self.adam_betas) != 2 or max(self.adam_betas) >= 1:
+            raise ValueError(f"adam_betas must be two numbers in [0, 1), got {self.adam_betas}")
         if self.max_grad_norm is not None:
             _check_number("max_grad_norm", self.max_grad_norm, may_be_zero=False)
         for name, allowed in (
@@ -113,7 +120,10 @@ class TrainerArguments:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; :meth:`from_dict` reads them back equal."""
-        return {**asdict(self), "output_dir": str(self.output_dir), "milestones": list(self.milestones)}
+        values = {
+            name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()
+        }
+        return {**values, "output_dir": str(self.output_dir)}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "TrainerArguments":

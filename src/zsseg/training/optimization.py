@@ -1,5 +1,6 @@
 """Parameter groups, the learning-rate schedule, and which layers stay as they were pretrained."""
 
+import math
 from typing import Any
 
 import torch
@@ -26,9 +27,11 @@ def compute_learning_rate_factor(step: int, arguments: TrainerArguments) -> floa
     if arguments.schedule == "milestones":
         passed = sum(step >= round(milestone * arguments.steps) for milestone in arguments.milestones)
         return arguments.gamma**passed
+    remaining = (arguments.steps - step) / (arguments.steps - arguments.warmup_steps)
     if arguments.schedule == "polynomial":
-        remaining = (arguments.steps - step) / (arguments.steps - arguments.warmup_steps)
         return remaining**arguments.polynomial_power
+    if arguments.schedule == "cosine":
+        return (1 - math.cos(math.pi * remaining)) / 2
     return 1.0
 
 
@@ -113,7 +116,7 @@ def build_optimizer(model: nn.Module, stage: Stage, arguments: TrainerArguments)
     groups = build_parameter_groups(model, stage, arguments)
     if arguments.optimizer == "sgd":
         return torch.optim.SGD(groups, momentum=arguments.momentum)
-    return torch.optim.AdamW(groups)
+    return torch.optim.AdamW(groups, betas=arguments.adam_betas)
 
 
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:

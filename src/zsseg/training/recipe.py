@@ -1,7 +1,7 @@
 """Runs the stages of a recipe one after the other on one model, each in its own folder."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TextIO
 
 from transformers import PreTrainedModel
@@ -23,12 +23,16 @@ class RecipeStep:
         arguments: sizes, rates, cadence, and the stage's own folder.
         evaluate: the model → numbers by name; None where the stage has nothing to evaluate.
         dataset: examples of this stage; None takes the recipe's.
+        prepare: called before the stage begins or goes on, to give the model a part that it trains.
+        data_setup: what must be equal when this stage resumes, beside what the recipe says.
     """
 
     stage: Stage
     arguments: TrainerArguments
     evaluate: Evaluate | None = None
     dataset: SizedDataset | StreamedDataset | None = None
+    prepare: Callable[[], None] | None = None
+    data_setup: Mapping[str, str] = field(default_factory=dict)
 
 
 def run_recipe(
@@ -75,6 +79,8 @@ def run_recipe(
     first = max(started, default=0)
     results: dict[str, TrainingResult] = {}
     for index, step in enumerate(steps[first:], start=first):
+        if step.prepare is not None:
+            step.prepare()
         trainer = Trainer(
             model=model,
             stage=step.stage,
@@ -84,7 +90,7 @@ def run_recipe(
             processor=processor,
             arguments=step.arguments,
             evaluate=step.evaluate,
-            data_setup=data_setup,
+            data_setup={**data_setup, **step.data_setup},
             stream=stream,
         )
         is_resumed = bool(started) and index == first

@@ -79,6 +79,9 @@ class Stage(ABC):
             context: a :class:`StageContext`, or None in a recipe that has none.
         """
 
+    def constrain(self, model: Any) -> None:  # noqa: B027 - most weights have no bounds
+        """Bring weights back into their bounds, after every step of the optimizer."""
+
     def get_state(self) -> dict[str, Tensor]:
         """What the stage carries from step to step beside the model, saved with every checkpoint."""
         return {}

@@ -308,6 +308,7 @@ class Trainer:
         is_stopping = False
         while state.step < arguments.steps and not is_stopping:
             numbers, is_stopping = self.train_step(self.feed, stop)
+            self.stage.constrain(self.trained)
             state.step += 1
             state.epoch, state.position = self.feed.place
             self._log_step(log, numbers)

@@ -10,7 +10,7 @@ from zsseg.data.patchwork.dataset import PatchworkDataset
 from zsseg.data.transformed_dataset import TransformedDataset
 from zsseg.data.transforms import Compose
 from zsseg.models.inference import encode_vocabulary
-from zsseg.training.recipes.concat import build_seen_collator
+from zsseg.training.picture_recipe import build_seen_collator
 from zsseg.training.recipes.patchwork_scan import (
     build_patchwork_scan,
     build_patchwork_scan_stages,

@@ -129,19 +129,25 @@ def concat(
     with errors_in_one_line(show_traceback=traceback), log_shown(), limit_time(time_limit):
         if resume and overwrite:
             raise UsageError("--resume goes on with a run, --overwrite starts anew; give one of them")
-        given = {
-            "steps": steps,
-            "batch_size": batch_size,
-            "gradient_accumulation_steps": gradient_accumulation_steps,
-            "learning_rate": learning_rate,
-            "max_grad_norm": max_grad_norm,
-            "mixed_precision": None if mixed_precision is None else mixed_precision.value,
-            "seed": seed,
-            "evaluate_every": evaluate_every,
-            "save_every": save_every,
-            "num_workers": num_workers,
-        }
-        from_options = {name: value for name, value in given.items() if value is not None}
+        from zsseg.cli.training_start import (
+            DataOptions,
+            check_start_options,
+            drop_missing,
+            find_start_weights,
+        )
+
+        from_options = drop_missing(
+            steps=steps,
+            batch_size=batch_size,
+            gradient_accumulation_steps=gradient_accumulation_steps,
+            learning_rate=learning_rate,
+            max_grad_norm=max_grad_norm,
+            mixed_precision=mixed_precision,
+            seed=seed,
+            evaluate_every=evaluate_every,
+            save_every=save_every,
+            num_workers=num_workers,
+        )
         generator_type = (GeneratorChoice.MLP if generator is None else generator).value
         if recipe is not None:
             _refuse_options(
@@ -166,32 +172,32 @@ def concat(
         else:
             if dataset is None:
                 raise UsageError("name what to train on: --dataset DATASET, or --recipe patchwork")
-            if output is None:
-                raise UsageError("name the folder of the run: --output FOLDER")
-            if (model is None) == (mask2former is None) or (mask2former is None) != (clip is None):
-                raise UsageError("name the start weights: either --model, or --mask2former with --clip")
-            if val is None and (val_images is not None or evaluate_every is not None):
-                raise UsageError("--val-images and --evaluate-every need --val, the data to evaluate on")
-            model, mask2former, clip, teacher = (
-                name if name is None or name.startswith("open_clip:") else find_checkpoint(name)
-                for name in (model, mask2former, clip, teacher)
+            output = check_start_options(
+                output=output,
+                model=model,
+                mask2former=mask2former,
+                clip=clip,
+                val=val,
+                val_images=val_images,
+                evaluate_every=evaluate_every,
             )
-            from zsseg.cli.ground_truth import LabelSetup, find_dataset, open_dataset, open_stream
+            model, mask2former, clip, teacher = find_start_weights(model, mask2former, clip, teacher)
+            from zsseg.cli.ground_truth import LabelSetup
             from zsseg.cli.stage_arguments import check_stage_folders
             from zsseg.cli.training_run import TrainingRun, build_concat_arguments, choose_stages
 
             labels = LabelSetup(split, unseen, label_names)
-            on_hub = {"config": config, "revision": revision}
-            location = find_dataset(dataset, part=part, default_part="train", **on_hub)
-            if streaming and images is not None:
-                raise UsageError("--images are those of a COCO JSON, which --streaming does not read")
-            pictures = open_stream(location, labels) if streaming else open_dataset(location, images, labels)
-            validation = None
-            if val is not None:
-                # Where the same data set has both, it is the same version of it.
-                on_hub = on_hub if val == dataset else {"config": None, "revision": None}
-                val_location = find_dataset(val, default_part="validation", **on_hub)
-                validation = open_dataset(val_location, val_images, labels)
+            pictures, validation = DataOptions(
+                dataset=dataset,
+                images=images,
+                part=part,
+                config=config,
+                revision=revision,
+                streaming=streaming,
+                val=val,
+                val_images=val_images,
+                labels=labels,
+            ).open()
             stages = build_concat_arguments(
                 output,
                 choose_stages(

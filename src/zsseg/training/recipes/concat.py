@@ -6,21 +6,17 @@ projected queries and text embeddings of the seen labels.
 
 from collections.abc import Mapping
 from types import MappingProxyType
-from typing import TextIO, get_args
+from typing import TextIO
 
-from zsseg.data.collate import PanopticCollator
 from zsseg.data.examples import PanopticDataset
-from zsseg.data.seen_filter import UnseenPolicy, drop_images_with_unseen
+from zsseg.data.seen_filter import UnseenPolicy
 from zsseg.data.streaming import StreamedPanopticDataset
-from zsseg.data.transformed_dataset import TransformedDataset
 from zsseg.data.transforms import Compose, LargeScaleJitter, RandomHorizontalFlip, Transform
 from zsseg.models.concat.modeling_concat import ConcatForPanopticSegmentation
 from zsseg.models.concat.processing_concat import ConcatProcessor
-from zsseg.models.inference import encode_vocabulary
-from zsseg.processing.processing import ZeroShotSegmentationProcessor
 from zsseg.training.arguments import TrainerArguments
-from zsseg.training.data_order import SizedDataset, StreamedDataset
-from zsseg.training.recipe import RecipeStep, run_recipe
+from zsseg.training.picture_recipe import check_stage_names, run_picture_recipe
+from zsseg.training.recipe import RecipeStep
 from zsseg.training.recipes.concat_segmentor import (
     AlignmentOptions,
     AlignmentStage,
@@ -28,9 +24,7 @@ from zsseg.training.recipes.concat_segmentor import (
     SegmentorStage,
     WarmupStage,
 )
-from zsseg.training.stage import StageContext
 from zsseg.training.trainer import Evaluate, TrainingResult
-from zsseg.vocabulary import Vocabulary
 
 
 def build_concat_transform(
@@ -38,18 +32,6 @@ def build_concat_transform(
 ) -> Transform:
     """Large-scale jitter to (height, width) and a horizontal flip, as PADing and Mask2Former train."""
     return Compose((LargeScaleJitter(size, min_scale, max_scale), RandomHorizontalFlip()))
-
-
-def build_seen_collator(processor: ZeroShotSegmentationProcessor, vocabulary: Vocabulary) -> PanopticCollator:
-    """Examples → batch as the checkpoint's image processor normalises, label ids counted among the seen."""
-    image_processor = processor.image_processor
-    return PanopticCollator(
-        image_mean=tuple(image_processor.image_mean),
-        image_std=tuple(image_processor.image_std),
-        rescale_factor=image_processor.rescale_factor,
-        size_divisor=image_processor.size_divisor,
-        label_id_by_vocabulary_id={old: new for new, old in enumerate(vocabulary.seen_label_ids)},
-    )
 
 
 def train_concat(
@@ -78,9 +60,8 @@ def train_concat(
             in this order. "alignment" is the segmentor stage with conditional token alignment, and its data
             must carry CLS tokens: see :class:`~zsseg.data.clip_tokens.ClipTokenDataset`.
         transform: augmentation, such as :func:`build_concat_transform`.
-        unseen: "drop_images" leaves out every picture with an unseen segment, as zero-shot panoptic
-            segmentation asks; "ignore_pixels" keeps them and takes no mask from the unseen pixels:
-            another, easier protocol, which a model card must name.
+        unseen: what happens to unseen segments, as of
+            :func:`~zsseg.training.picture_recipe.run_picture_recipe`.
         warmup_segment_weight: as of :class:`WarmupStage`.
         alignment: weights of the stage "alignment".
         data_setup: what else must be equal when a stage resumes, such as the teacher, by name.
@@ -94,8 +75,8 @@ def train_concat(
         How each stage that ran ended, by name.
 
     Raises:
-        ValueError: if a stage or ``unseen`` is unknown, seeds differ, or as for
-            :func:`~zsseg.training.recipe.run_recipe`.
+        ValueError: if a stage is unknown, or as for
+            :func:`~zsseg.training.picture_recipe.run_picture_recipe`.
     """
     alignment = AlignmentOptions() if alignment is None else alignment
     recipe = (
@@ -104,43 +85,21 @@ def train_concat(
         SegmentorStage(),
         AlignmentStage(alignment, model.config.projection_dim),
     )
-    if unknown := sorted(stages.keys() - {stage.name for stage in recipe}):
-        raise ValueError(f"CONCAT has the stages {[stage.name for stage in recipe]}, got also {unknown}")
-    if unseen not in get_args(UnseenPolicy):
-        raise ValueError(f"unseen must be one of {list(get_args(UnseenPolicy))}, got {unseen!r}")
-    seeds = {arguments.seed for arguments in stages.values()}
-    if len(seeds) != 1:
-        raise ValueError(f"give at least one stage, and all of them one seed (of augmentation), got {seeds}")
-    vocabulary = dataset.vocabulary
-    if not vocabulary.seen_label_ids:
-        raise ValueError(
-            f"all {len(vocabulary)} labels of the data set are unseen, so there is none to train on"
-        )
-    seen = vocabulary.select(vocabulary.seen_label_ids)
-    seed = seeds.pop()
-    examples: SizedDataset | StreamedDataset
-    if isinstance(dataset, StreamedPanopticDataset):
-        examples = dataset.prepare(transform, seed=seed, unseen=unseen)
-    else:
-        if unseen == "drop_images" and vocabulary.unseen_label_ids:
-            dataset = drop_images_with_unseen(dataset)
-        examples = TransformedDataset(dataset, transform, seed)
+    check_stage_names("CONCAT", [stage.name for stage in recipe], stages)
     steps = [
         RecipeStep(stage, stages[stage.name], evaluate if isinstance(stage, SegmentorStage) else None)
         for stage in recipe
         if stage.name in stages
     ]
-    return run_recipe(
+    return run_picture_recipe(
         steps,
         model=model,
         processor=processor,
-        context=StageContext(seen, **encode_vocabulary(model, processor, seen)),
-        dataset=examples,
-        collate=build_seen_collator(processor, vocabulary),
+        dataset=dataset,
+        transform=transform,
+        unseen=unseen,
         data_setup={
             **data_setup,
-            "transform": repr(transform),
-            "unseen": unseen,
             "warmup_segment_weight": str(warmup_segment_weight),
             "alignment": repr(alignment),
         },

@@ -31,6 +31,7 @@ from zsseg.models.concat.processing_concat import ConcatProcessor
 from zsseg.models.concat.query_memory import NO_OBJECT, sample_queries
 from zsseg.models.inference import encode_vocabulary
 from zsseg.training.arguments import TrainerArguments
+from zsseg.training.picture_recipe import build_seen_collator
 from zsseg.training.processes import get_process_state
 from zsseg.training.query_store import (
     LabelQueryDataset,
@@ -39,7 +40,6 @@ from zsseg.training.query_store import (
     collate_queries,
 )
 from zsseg.training.recipe import RecipeStep, run_recipe
-from zsseg.training.recipes.concat import build_seen_collator
 from zsseg.training.recipes.concat_segmentor import GENERATOR_PREFIX
 from zsseg.training.stage import Batch, Stage, StageContext
 from zsseg.training.trainer import Evaluate, TrainingResult

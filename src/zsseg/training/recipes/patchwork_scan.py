@@ -22,8 +22,8 @@ from zsseg.models.scan.modeling_scan import ScanForSemanticSegmentation, load_vi
 from zsseg.models.scan.processing_scan import ScanProcessor
 from zsseg.models.text_tower import drop_provenance
 from zsseg.training.arguments import MixedPrecision, TrainerArguments
+from zsseg.training.picture_recipe import build_seen_collator
 from zsseg.training.recipe import RecipeStep, run_recipe
-from zsseg.training.recipes.concat import build_seen_collator
 from zsseg.training.recipes.patchwork_concat import SEGMENTOR_SEED
 from zsseg.training.recipes.scan_integration import (
     IntegrationStage,

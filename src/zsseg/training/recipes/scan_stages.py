@@ -6,10 +6,17 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from zsseg.losses.across_processes import gather_rows, get_process_index
 from zsseg.losses.contrastive import compute_image_text_contrastive_loss
-from zsseg.models.scan.contextual_shift import MaskCrops, cut_out
+from zsseg.models.scan.contextual_shift import (
+    MaskCrops,
+    choose_shifted_patches,
+    cut_out,
+    encode_shifted,
+    find_background_patches,
+)
 from zsseg.training.recipes.concat_segmentor import SegmentorStage
 from zsseg.training.stage import Batch, Stage, StageContext
 
@@ -38,6 +45,8 @@ class ContextualShiftOptions:
     Attributes:
         crops_per_image: segments of a picture that a step sees, drawn among those there are.
         shift_ratio: of the background patches that are shifted in training.
+        shift_layers: blocks behind which they are shifted in training, counted from 1; None takes those of
+            the model's configuration.
 
     Raises:
         ValueError: if a number is out of range.
@@ -45,8 +54,11 @@ class ContextualShiftOptions:
 
     crops_per_image: int = 4
     shift_ratio: float = 0.15
+    shift_layers: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
+        if self.shift_layers is not None and not (self.shift_layers and min(self.shift_layers) >= 1):
+            raise ValueError(f"shift_layers must be blocks counted from 1, got {self.shift_layers}")
         if self.crops_per_image < 1:
             raise ValueError(f"crops_per_image must be 1 or more, got {self.crops_per_image}")
         if not 0 <= self.shift_ratio <= 1:
@@ -74,34 +86,82 @@ class ContextualShiftStage(Stage):
 
     def compute_loss(self, model: Any, batch: Batch, context: StageContext) -> dict[str, Tensor]:
         """The contrast over the segments of all processes, and the share that is named right."""
+        layers = self.find_layers(model)
         clip_pixels = model.normalise_for_clip(batch["pixel_values"], batch["pixel_mask"])
         sizes = [_find_size(mask) for mask in batch["pixel_mask"]]
-        crops, labels, priorities = self._draw_crops(model, clip_pixels, sizes, batch)
-        pictures = model.encode_context(clip_pixels, sizes)
-        is_shifted = model.choose_shifted(crops, priorities, ratio=self.options.shift_ratio)
-        embeds = gather_rows(model.encode_crops(crops, pictures, is_shifted).float())
-        labels = gather_rows(labels)
-        # One text a label: the first of those with synonyms.
-        first_text = [int((context.text_label_ids == label).nonzero()[0, 0]) for label in labels.unique()]
-        targets = labels.unique(return_inverse=True)[1]
+        crops, labels, priorities = self._draw_crops(model, clip_pixels, sizes, batch, len(layers))
+        if len(labels):
+            is_background = find_background_patches(crops.masks, model.config.vision_config.patch_size)
+            pictures = model.encode_context(clip_pixels, sizes)
+            embeds = encode_shifted(
+                model.shifted_tower,
+                crops.pixel_values,
+                shift_layers=layers,
+                context_cls=pictures.select_cls(layers)[crops.image_indices],
+                is_shifted=choose_shifted_patches(is_background, self.options.shift_ratio, priorities),
+            )
+        else:
+            # Transformers' towers take no empty batch, and in a distributed run every process goes backward.
+            blank = clip_pixels.new_zeros(1, 3, *crops.pixel_values.shape[-2:])
+            embeds = encode_shifted(model.shifted_tower, blank)[:0]
         log_scale = model.shifted_logit_scale.clamp(0, LARGEST_LOG_SCALE)
-        texts = context.text_embeds[first_text]
-        loss = compute_image_text_contrastive_loss(embeds, texts, targets, log_scale.exp())
+        # In float32: a scale of 100 leaves bfloat16 two significant digits.
+        with torch.autocast(embeds.device.type, enabled=False):
+            losses = self._contrast(
+                gather_rows(embeds.float()), gather_rows(labels), log_scale.exp(), context
+            )
+        return {**losses, "logit_scale": log_scale.detach().exp()}
+
+    def constrain(self, model: Any) -> None:
+        """Keep the temperature's logarithm in [0, ln 100]; beyond, it would have no gradient to come back."""
         with torch.no_grad():
-            nearest = (torch.nn.functional.normalize(embeds, dim=-1) @ texts.T).argmax(dim=1)
-        return {
-            "loss": loss,
-            "accuracy": (nearest == targets).float().mean(),
-            "logit_scale": log_scale.detach().exp(),
-        }
+            model.shifted_logit_scale.clamp_(0, LARGEST_LOG_SCALE)
+
+    def _contrast(
+        self, embeds: Tensor, labels: Tensor, logit_scale: Tensor, context: StageContext
+    ) -> dict[str, Tensor]:
+        """The loss of (N, D) segments of (N,) labels, and the share that is nearest to its own name."""
+        if not len(labels):
+            # Part of the graph: every process of a distributed run goes backward.
+            nothing = 0.0 * (embeds.sum() + logit_scale)
+            return {"loss": nothing, "accuracy": nothing.detach()}
+        present, targets = labels.unique(return_inverse=True)
+        # One text a label: the first of those with synonyms.
+        first_text = (context.text_label_ids == present[:, None]).int().argmax(dim=1)
+        texts = context.text_embeds[first_text].float()
+        loss = compute_image_text_contrastive_loss(embeds, texts, targets, logit_scale)
+        with torch.no_grad():
+            is_right = (F.normalize(embeds, dim=-1) @ F.normalize(texts, dim=-1).T).argmax(dim=1) == targets
+        return {"loss": loss, "accuracy": is_right.float().mean()}
+
+    def find_layers(self, model: Any) -> tuple[int, ...]:
+        """The blocks behind which patches are shifted.
+
+        Raises:
+            ValueError: if the tower has fewer.
+        """
+        if self.options.shift_layers is None:
+            return tuple(model.config.shift_layers)
+        depth = model.config.vision_config.num_hidden_layers
+        if max(self.options.shift_layers) > depth:
+            raise ValueError(
+                f"the vision tower has {depth} blocks, but shift_layers says {self.options.shift_layers}: "
+                "name blocks that there are, or leave them to the configuration"
+            )
+        return self.options.shift_layers
 
     def _draw_crops(
-        self, model: Any, clip_pixels: Tensor, sizes: list[tuple[int, int]], batch: Batch
+        self,
+        model: Any,
+        clip_pixels: Tensor,
+        sizes: list[tuple[int, int]],
+        batch: Batch,
+        num_layers: int,
     ) -> tuple[MaskCrops, Tensor, Tensor]:
         """Segments cut out, their labels (N,), and the random numbers of their patches (N, layers, G²)."""
-        config = model.config
-        size = config.vision_config.image_size
-        num_patches = (size // config.vision_config.patch_size) ** 2
+        vision_config = model.config.vision_config
+        size = vision_config.image_size
+        num_patches = (size // vision_config.patch_size) ** 2
         # In the same state in all processes, each of which takes the draws of its own pictures.
         seed = int(torch.randint(2**62, (1,), generator=model.criterion.generator))
         first = seed + get_process_index() * len(sizes)
@@ -110,10 +170,11 @@ class ContextualShiftStage(Stage):
             generator = torch.Generator().manual_seed(first + image)
             masks = batch["mask_labels"][image]
             drawn = torch.randperm(len(masks), generator=generator)[: self.options.crops_per_image]
+            drawn = drawn.to(masks.device)
             part = cut_out(clip_pixels[image, :, :height, :width], masks[drawn, :height, :width].bool(), size)
             parts.append(part)
-            labels.append(batch["class_labels"][image][drawn.to(masks.device)][part.query_indices])
-            shape = (len(part.query_indices), len(config.shift_layers), num_patches)
+            labels.append(batch["class_labels"][image][drawn][part.query_indices])
+            shape = (len(part.query_indices), num_layers, num_patches)
             priorities.append(torch.rand(shape, generator=generator))
         counts = torch.tensor([len(part.query_indices) for part in parts])
         crops = MaskCrops(
