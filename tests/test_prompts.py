@@ -1,6 +1,6 @@
 import pytest
 
-from zsseg.prompts import PADING_PROMPTS, fill_prompts
+from zsseg.prompts import PADING_PROMPTS, VILD_PROMPTS, fill_prompts
 
 
 def test_every_template_takes_the_text_as_it_is():
@@ -16,6 +16,22 @@ def test_shipped_prompts():
     assert len(set(prompts)) == 8
     assert prompts[0] == "itap of a cow."
     assert all("cow" in prompt and "{" not in prompt for prompt in prompts)
+
+
+def test_vilds_prompts():
+    prompts = fill_prompts("cow", VILD_PROMPTS)
+    assert len(set(prompts)) == len(prompts) == 14
+    sizes = ["small", "medium", "large"]
+    assert prompts == [
+        "a photo of a cow.",
+        "This is a photo of a cow",
+        "There is a cow in the scene",
+        "There is the cow in the scene",
+        "a photo of a cow in the scene",
+        *(f"a photo of a {size} cow." for size in sizes),
+        *(f"This is a photo of a {size} cow." for size in sizes),
+        *(f"There is a {size} cow in the scene." for size in sizes),
+    ]
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,13 @@ CHECK = """
 from transformers import AutoBackbone, AutoConfig, AutoImageProcessor, AutoModel, AutoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 from zsseg import ConcatConfig, ConcatForPanopticSegmentation, ConcatImageProcessorPil, ConcatProcessor
+from zsseg import ScanConfig, ScanForSemanticSegmentation
 from zsseg.layers.mobilenet_v2_backbone import MobileNetV2Backbone, MobileNetV2BackboneConfig
 
 assert isinstance(AutoConfig.for_model("zsseg-concat"), ConcatConfig)
+assert isinstance(AutoConfig.for_model("zsseg-scan"), ScanConfig)
 assert AutoModel._model_mapping[ConcatConfig] is ConcatForPanopticSegmentation
+assert AutoModel._model_mapping[ScanConfig] is ScanForSemanticSegmentation
 assert AutoBackbone._model_mapping[MobileNetV2BackboneConfig] is MobileNetV2Backbone
 for task in ("zero-shot-panoptic-segmentation", "zero-shot-semantic-segmentation"):
     assert task in PIPELINE_REGISTRY.get_supported_tasks(), task

@@ -7,7 +7,10 @@ from oracles.panoptic_merge import resize, sigmoid, softmax
 
 def ensemble(class_logits, clip_logits, is_valid, weight):
     """(Q, K + 1) and (Q, K) → (Q, K) scores p_in^(1 − w) · p_out^w."""
-    inside, outside = softmax(np.float64(class_logits)), softmax(np.float64(clip_logits))
+    inside, outside = (
+        softmax(np.asarray(class_logits, np.float64)),
+        softmax(np.asarray(clip_logits, np.float64)),
+    )
     scores = np.empty(clip_logits.shape)
     for query, label in np.ndindex(*scores.shape):
         seen = outside[query, label] if is_valid[query] else 1.0
@@ -17,7 +20,7 @@ def ensemble(class_logits, clip_logits, is_valid, weight):
 
 def renormalise_void(scores, class_logits):
     """Each query's scores summed to 1 − p(no-object)."""
-    is_object = 1 - softmax(np.float64(class_logits))[:, -1]
+    is_object = 1 - softmax(np.asarray(class_logits, np.float64))[:, -1]
     return scores / scores.sum(1, keepdims=True) * is_object[:, None]
 
 

@@ -35,6 +35,18 @@ def assert_equals_oracle(class_logits, mask_logits, arguments):
     return result
 
 
+def draw_weighted_case(seed):
+    """A case whose queries count differently, some of them not at all."""
+    class_logits, mask_logits, arguments = draw_case(seed)
+    random = np.random.default_rng(seed)
+    queries = len(class_logits)
+    exponent = random.choice([0.3, 0.3, 1, 12])
+    weights = 10.0 ** random.uniform(-exponent, exponent, size=queries)
+    weights *= random.random(queries) >= random.choice([0, 0, 0, 0.3, 1])
+    arguments["query_weights"] = torch.from_numpy(weights.astype(random.choice(["float32", "float64"])))
+    return class_logits, mask_logits, arguments
+
+
 @pytest.mark.slow
 def test_equals_the_oracle_on_a_thousand_cases():
     results = [assert_equals_oracle(*draw_case(seed)) for seed in range(1000)]
@@ -50,6 +62,48 @@ def test_equals_the_oracle_in_bands_of_a_row(monkeypatch):
 @given(seed=st.integers(10_000, 2**32))
 def test_equals_the_oracle_on_any_case(seed):
     assert_equals_oracle(*draw_case(seed))
+
+
+@pytest.mark.slow
+def test_equals_the_oracle_with_weights():
+    cases = [draw_weighted_case(seed) for seed in range(1000)]
+    results = [assert_equals_oracle(*case) for case in cases]
+    unweighted = [
+        label_map(class_logits, mask_logits, **{**arguments, "query_weights": None})
+        for class_logits, mask_logits, arguments in cases
+    ]
+    assert sum((a != b).any() for a, b in zip(results, unweighted, strict=True)) > 100
+    assert sum(len(np.unique(result)) > 1 for result in results) > 100
+
+
+@given(seed=st.integers(10_000, 2**32))
+def test_equals_the_oracle_with_any_weights(seed):
+    assert_equals_oracle(*draw_weighted_case(seed))
+
+
+def test_weights_decide_between_queries():
+    class_logits = torch.tensor([[5.0, 0.0, 0.0], [0.0, 5.0, 0.0]])
+    mask_logits = torch.zeros(2, 1, 1)
+    for weights, label in (([1.0, 0.5], 0), ([0.5, 1.0], 1), ([0.0, 1e-20], 1), ([0.0, 0.0], 0)):
+        assert merge_semantic(class_logits, mask_logits, query_weights=torch.tensor(weights)) == [[label]]
+
+
+def test_equal_weights_change_nothing():
+    class_logits, mask_logits, arguments = draw_case(7)
+    tensors = torch.from_numpy(class_logits), torch.from_numpy(mask_logits)
+    weights = torch.full((len(class_logits),), 4.0)
+    expected = merge_semantic(*tensors, **arguments)
+    np.testing.assert_array_equal(merge_semantic(*tensors, query_weights=weights, **arguments), expected)
+
+
+@pytest.mark.parametrize(
+    "weights", [[1.0], [1.0, 2.0, 3.0], [[1.0, 2.0]], [1.0, -0.1], [1.0, torch.nan], [torch.inf, 1.0], []]
+)
+def test_bad_weights(weights):
+    with pytest.raises(
+        ValueError, match=r"query_weights must be 2 finite numbers of 0 or more, .* got shape"
+    ):
+        merge_semantic(torch.zeros(2, 3), torch.zeros(2, 2, 2), query_weights=torch.tensor(weights))
 
 
 def test_no_object_has_no_pixels():

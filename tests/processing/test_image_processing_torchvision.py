@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from testing.tiny_models import build_scan_processor
+
 FOLDER = Path(sys.prefix) / "torchvision"
 
 SCRIPT = """
@@ -19,7 +21,7 @@ import json, sys
 import numpy as np
 import torch
 
-folder, checkpoint = sys.argv[1:]
+folder, checkpoint, processor_name = sys.argv[1:]
 if folder:
     sys.path.append(folder)
     operators = torch.library.Library("torchvision", "DEF")
@@ -49,14 +51,22 @@ results["spread"] = pil["pixel_values"].std().item()
 pil, torchvision = results.pop("pil normal"), results.pop("torchvision normal")
 results["normalised"] = (pil["pixel_values"] - torchvision["pixel_values"]).abs().max().item()
 results["shape"] = list(torchvision["pixel_values"].shape)
-processor = zsseg.ConcatProcessor.from_pretrained(checkpoint, backend="torchvision")
+processor = getattr(zsseg, processor_name).from_pretrained(checkpoint, backend="torchvision")
 results["processor"] = type(processor.image_processor).__name__
 print(json.dumps(results))
 """
 
 
+@pytest.fixture(scope="module")
+def folders(concat_checkpoint, tmp_path_factory):
+    scan = tmp_path_factory.mktemp("scan")
+    build_scan_processor().save_pretrained(scan)
+    return {"Concat": concat_checkpoint, "Scan": scan}
+
+
 @pytest.mark.slow
-def test_both_backends_give_the_same_within_a_level(concat_checkpoint):
+@pytest.mark.parametrize("family", ["Concat", "Scan"])
+def test_both_backends_give_the_same_within_a_level(family, folders):
     if FOLDER.is_dir():
         folder = str(FOLDER)
     elif importlib.util.find_spec("torchvision") is not None:
@@ -64,12 +74,14 @@ def test_both_backends_give_the_same_within_a_level(concat_checkpoint):
     else:
         pytest.skip(f"torchvision is neither installed nor in {FOLDER}")
     done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, folder, str(concat_checkpoint)], capture_output=True, text=True
+        [sys.executable, "-c", SCRIPT, folder, str(folders[family]), f"{family}Processor"],
+        capture_output=True,
+        text=True,
     )
     assert done.returncode == 0, done.stderr
     results = json.loads(done.stdout)
-    assert results["pil"] == "ConcatImageProcessorPil"
-    assert results["torchvision"] == results["processor"] == "ConcatImageProcessor"
+    assert results["pil"] == f"{family}ImageProcessorPil"
+    assert results["torchvision"] == results["processor"] == f"{family}ImageProcessor"
     assert results["masks"]
     assert results["levels"] <= 1.0
     assert results["spread"] > 50

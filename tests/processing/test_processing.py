@@ -279,6 +279,22 @@ def test_padding_in_the_batch_against_the_picture_alone():
     assert torch.equal(found[:-2, :-2], expected[:-2, :-2])
 
 
+def test_each_picture_has_its_own_query_weights():
+    masks = torch.full((2, 8, 8), 2.0)
+    outputs = build_outputs([ROAD, CAR], masks)
+    outputs = ModelOutput(**{name: torch.cat([value, value]) for name, value in outputs.items()})
+    processor = build_processor()
+    expected = processor.post_process_panoptic_segmentation(outputs)
+    outputs["query_weights"] = torch.tensor([[0.5, 0.1], [0.1, 0.5]])
+    first, second = processor.post_process_semantic_segmentation(outputs)
+    assert first.unique().tolist() == [ROAD]
+    assert second.unique().tolist() == [CAR]
+    # Segments go by the class logits alone.
+    for found, same in zip(processor.post_process_panoptic_segmentation(outputs), expected, strict=True):
+        assert torch.equal(found["segmentation"], same["segmentation"])
+        assert found["segments_info"] == same["segments_info"]
+
+
 def test_without_target_sizes_the_grid_of_the_picture_remains():
     masks = torch.full((2, 16, 24), 8.0)
     masks[:, :12, :16] = split_columns(12, 16, 8)

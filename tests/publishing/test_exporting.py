@@ -15,6 +15,8 @@ from testing.tiny_models import (
     build_model,
     build_picture,
     build_processor,
+    build_scan,
+    build_scan_processor,
 )
 from zsseg import ConcatForPanopticSegmentation, ConcatProcessor
 from zsseg.layers.model_identity import compute_weights_digest
@@ -187,6 +189,36 @@ def test_parts_that_no_picture_passes_are_left_out_and_the_model_keeps_them(open
     parts = {name.split(".")[1] for name in names if name.startswith("model.")}
     # ONNX keeps the direction of the no-object embedding alone, under a name of its own.
     assert parts - {"no_object_embedding"} == {"segmentor", "semantic_projector"}
+
+
+@pytest.mark.slow
+def test_scan_by_its_vocabulary(tmp_path):
+    model = build_scan(text_config=build_clip_text_config(), mode="in_vocab_only")
+    processor, pixels = build_scan_processor(), draw_pixels()
+    export_model(
+        model,
+        processor,
+        tmp_path / "model",
+        export_format=ExportFormat.TORCH,
+        size=(HEIGHT, WIDTH),
+        vocabulary=VOCABULARY,
+    )
+    with torch.no_grad():
+        outputs = model(torch.from_numpy(pixels), **encode_vocabulary(model, processor, VOCABULARY))
+    assert_same_logits(ExportedModel(tmp_path / "model", num_threads=1).run(pixels), outputs)
+
+
+@pytest.mark.parametrize("mode", ["ensemble", "clip_only"])
+def test_scan_by_masks_cut_out_is_refused(mode, tmp_path):
+    with pytest.raises(ValueError, match=f"mode '{mode}' cuts masks out, .* set config.mode to"):
+        export_model(
+            build_scan(mode=mode),
+            build_scan_processor(),
+            tmp_path / "model",
+            export_format=ExportFormat.TORCH,
+            size=(HEIGHT, WIDTH),
+        )
+    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

@@ -166,6 +166,13 @@ class ZeroShotSegmentationPreTrainedModel(PreTrainedModel):
             module.eval()
         return self
 
+    def check_exportable(self) -> None:
+        """Check that a prediction by ``text_embeds`` can be one graph of fixed shapes.
+
+        Raises:
+            ValueError: if it cannot; families say why.
+        """
+
     def _iterate_frozen(self) -> Iterator[nn.Module]:
         for name in self.frozen_modules:
             module = getattr(self, name)

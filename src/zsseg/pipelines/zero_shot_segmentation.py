@@ -16,6 +16,7 @@ from transformers.utils import ModelOutput, logging
 
 from zsseg.image_loading import ImageLoadError, load_image
 from zsseg.models.inference import compute_picture_outputs, encode_vocabulary
+from zsseg.processing.processing import ZeroShotSegmentationProcessor
 from zsseg.structures import PanopticSegmentation
 from zsseg.vocabulary import Vocabulary
 
@@ -52,6 +53,15 @@ class ZeroShotSegmentationPipeline(Pipeline):
     _load_image_processor = False
     _load_tokenizer = False
     _load_feature_extractor = False
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if not isinstance(self.processor, ZeroShotSegmentationProcessor):
+            raise ValueError(
+                f"expected a checkpoint of a family of zsseg, got {type(self.model).__name__} with "
+                f"{type(self.processor).__name__}: start a model from such parts by from_parts or "
+                "from_mask2former, and save it with its processor"
+            )
 
     def __call__(
         self, image: Any = None, candidate_labels: Sequence[str] | None = None, **kwargs: Any

@@ -125,8 +125,9 @@ def export_model(
 
     Raises:
         ModuleNotFoundError: if a package of the extra ``export`` is missing.
-        ValueError: if the model is not float32 on the CPU, the size is not a multiple of the processor's
-            ``size_divisor``, the checkpoint cannot embed a label, or the logits differ by more.
+        ValueError: if the model cannot be one graph or is not float32 on the CPU, the size is not a multiple
+            of the processor's ``size_divisor``, the checkpoint cannot embed a label, or the logits differ by
+            more.
         OSError: if ``folder`` holds files that are not of an export; nothing is computed then.
 
     Example::
@@ -137,6 +138,7 @@ def export_model(
     check_export_packages(export_format)
     check_export_size(size, processor.image_processor.size_divisor)
     check_export_folder(Path(folder))
+    model.check_exportable()
     if model.dtype != torch.float32 or model.device.type != "cpu":
         raise ValueError(
             f"expected a float32 model on the CPU, got {model.dtype} on {model.device}: load it with "

@@ -240,7 +240,7 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
             self.segmentor, pixel_values, output_attentions=output_attentions
         )
         valid_fractions = compute_valid_fractions(pixel_values, pixel_mask)
-        sizes = _compute_sizes(pixel_values, valid_fractions)
+        sizes = _compute_sizes(pixel_values, None if pixel_mask is None else valid_fractions)
         clip_pixels, context = None, None
         if self.sim is not None or mode != "in_vocab_only":
             clip_pixels = self.normalise_for_clip(pixel_values, pixel_mask)
@@ -487,6 +487,18 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
         own = torch.Generator().manual_seed(self.config.shift_seed)
         return torch.rand(shape[1:], generator=own).expand(shape)
 
+    def check_exportable(self) -> None:
+        """Check that a prediction cuts no masks out: a graph of fixed shapes cannot.
+
+        Raises:
+            ValueError: if ``config.mode`` is another than ``"in_vocab_only"``.
+        """
+        if self.config.mode != "in_vocab_only":
+            raise ValueError(
+                f"a model of mode {self.config.mode!r} cuts masks out, as many and as large as they come, "
+                "which no exported graph does: set config.mode to 'in_vocab_only' if it has a proposal head"
+            )
+
     @classmethod
     def from_parts(cls, *, mask2former: str, clip: str, mode: str = "ensemble", **config_kwargs: Any) -> Self:
         """Put a Mask2Former and a CLIP together, each on the Hub or on disk.
@@ -612,7 +624,9 @@ def load_vision_tower(name_or_path: str) -> CLIPVisionModelWithProjection:
         )
 
 
-def _compute_sizes(pixel_values: Tensor, valid_fractions: Tensor) -> list[tuple[int, int]]:
-    """Per picture (height, width) without padding."""
-    height, width = pixel_values.shape[-2:]
+def _compute_sizes(pixel_values: Tensor, valid_fractions: Tensor | None) -> list[tuple[int, int]]:
+    """Per picture (height, width) without padding; all of it, if there are no fractions."""
+    batch_size, _, height, width = pixel_values.shape
+    if valid_fractions is None:  # no number is read from a tensor then, which an exported graph could not do
+        return [(height, width)] * batch_size
     return [(round(height * rows), round(width * columns)) for rows, columns in valid_fractions.tolist()]
