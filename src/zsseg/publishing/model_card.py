@@ -56,8 +56,8 @@ def build_patchwork_card(
     """
     if report.model.family not in TEMPLATES:
         raise ValueError(
-            f"cards of Patchwork's models are there for {list(TEMPLATES)}, got {report.model.family!r}: publish "
-            "this one with `zsseg publish`, or add a template"
+            f"cards of Patchwork's models are there for {list(TEMPLATES)}, got {report.model.family!r}: "
+            "publish this one with `zsseg publish`, or add a template"
         )
     reports = {**(earlier_stages or {}), THIS_CHECKPOINT: report}
     splits = sorted({row.split for each in reports.values() for row in each.rows})
