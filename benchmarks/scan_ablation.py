@@ -5,8 +5,8 @@
 The proposal network is the segmentor of the packaged "concat-patchwork-inductive", as it is. What names its
 proposals is trained for the same number of steps on the same scenes of seen categories in every row, on
 queries that are computed once; rows that share a model share its training. CONCAT's rows are the packaged
-checkpoints. Every row is scored
-on the 500 held-out standard scenes of `zsseg evaluate patchwork`. A stopped run goes on where it was.
+checkpoints. Every row is scored on the 500 held-out standard scenes of `zsseg evaluate patchwork`. A stopped
+run goes on with the row it was in.
 ``--csv`` keeps every seed's figures, ``--write`` puts the table between the marks of a document, and
 ``--save`` keeps the checkpoint of the full model of the first seed.
 """
@@ -14,7 +14,7 @@ on the 500 held-out standard scenes of `zsseg evaluate patchwork`. A stopped run
 import argparse
 import statistics
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from zsseg.data.patchwork.dataset import HELD_OUT_SEED, PatchworkDataset
 from zsseg.metrics import PanopticQuality, SemanticGuidedIoU
 from zsseg.publishing.folder_replacement import replacing_folder
 from zsseg.publishing.marked_sections import replace_marked_section
+from zsseg.training.arguments import TrainerArguments
 from zsseg.training.evaluation import IGNORED, score_predictions
 from zsseg.training.recipes.patchwork_scan import (
     build_patchwork_queries,
@@ -40,11 +41,14 @@ from zsseg.training.recipes.patchwork_scan import (
 )
 from zsseg.training.recipes.scan_integration import IntegrationStage, ProposalQueries
 from zsseg.training.recipes.scan_stages import ContextualShiftStage
+from zsseg.training.trainer import TrainingResult
 
 HELD_OUT_SCENES = 500
 FIGURES = (
     "PQ", "PQ_seen", "PQ_unseen", "hPQ", "mIoU", "mIoU_unseen", "hIoU", "SG-IoU", "ms_per_image",
 )  # fmt: skip
+LIKELY_OBJECT = 0.5
+"""The merge's threshold in these checkpoints: no crop left out could be kept."""
 VARIANTS: Mapping[str, Mapping[str, Any]] = {
     "plain": {"has_semantic_integration": False},
     "sim without enhancement": {"has_low_frequency_enhancement": False},
@@ -61,12 +65,14 @@ class Row:
         mode: how queries are named.
         fine_tuned: whether crops go through the tower fine-tuned for contextual shift, or the frozen one.
         shift_ratio: None for the model's own.
+        crop_objectness_threshold: likelier objects alone are shown to CLIP.
     """
 
     variant: str
     mode: str
     fine_tuned: bool = False
     shift_ratio: float | None = None
+    crop_objectness_threshold: float = 0.0
 
 
 ROWS: Mapping[str, Row | str] = {
@@ -78,54 +84,77 @@ ROWS: Mapping[str, Row | str] = {
     "+ contextual shift": Row("sim", "clip_only", fine_tuned=True),
     "ensemble without contextual shift": Row("sim", "ensemble", shift_ratio=0.0),
     "full": Row("sim", "ensemble", fine_tuned=True),
+    "full, likely objects alone": Row(
+        "sim", "ensemble", fine_tuned=True, crop_objectness_threshold=LIKELY_OBJECT
+    ),
+    "full without SIM": Row("plain", "ensemble", fine_tuned=True),
     "CONCAT, never told the unseen names": "concat-patchwork-inductive",
     "CONCAT": "concat-patchwork",
 }
 
 
 def train(
-    variant: str, arguments: argparse.Namespace, seed: int, *, fine_tuned: bool
+    variant: str, arguments: argparse.Namespace, seed: int
 ) -> tuple[ScanForSemanticSegmentation, ScanProcessor]:
-    """The trained model of a variant, from its checkpoint where there is one."""
+    """The model of a variant after the stage "integration", from its checkpoint where there is one."""
     folder = arguments.output / f"{variant.replace(' ', '-')}-{seed}"
-    checkpoint = folder / ("fine-tuned" if fine_tuned else "checkpoint")
+    checkpoint = folder / "checkpoint"
     if not checkpoint.is_dir():
-        if fine_tuned:
-            model, processor = train(variant, arguments, seed, fine_tuned=False)
-        else:
-            model, processor = build_patchwork_scan(
-                arguments.start, arguments.clip, seed=seed, **VARIANTS[variant]
-            )
-        stages = build_patchwork_scan_stages(
-            folder,
-            integration_steps=arguments.steps,
-            proposal_steps=1,
-            shift_steps=arguments.shift_steps,
-            seed=seed,
+        model, processor = build_patchwork_scan(
+            arguments.start, arguments.clip, seed=seed, **VARIANTS[variant]
         )
-        if fine_tuned:
-            stage = {ContextualShiftStage.name: stages[ContextualShiftStage.name]}
-            results = train_patchwork_scan(model, processor, stage, split=arguments.split, overwrite=True)
-            is_complete = all(result.is_complete for result in results.values())
-        else:
-            queries = load_queries(model, processor, arguments)
-            is_complete = train_patchwork_integration(
-                model,
-                processor,
-                queries,
-                stages[IntegrationStage.name],
-                split=arguments.split,
-                overwrite=True,
-            ).is_complete
-        if not is_complete:
-            sys.exit("stopped; the same command goes on from here")
-        with replacing_folder(checkpoint) as unfinished:
-            model.save_pretrained(unfinished)
-            processor.save_pretrained(unfinished)
-    return (
-        ScanForSemanticSegmentation.from_pretrained(checkpoint),
-        ScanProcessor.from_pretrained(checkpoint),
+        result = train_patchwork_integration(
+            model,
+            processor,
+            load_queries(model, processor, arguments),
+            build_stages(folder, arguments, seed)[IntegrationStage.name],
+            split=arguments.split,
+            overwrite=True,
+        )
+        save(model, processor, checkpoint, [result])
+    return load(checkpoint)
+
+
+def fine_tune_tower(arguments: argparse.Namespace, seed: int) -> ScanForSemanticSegmentation:
+    """A model with a tower fine-tuned for contextual shift, which depends on nothing that variants train."""
+    folder = arguments.output / f"tower-{seed}"
+    checkpoint = folder / "checkpoint"
+    if not checkpoint.is_dir():
+        model, processor = build_patchwork_scan(
+            arguments.start, arguments.clip, seed=seed, **VARIANTS["plain"]
+        )
+        name = ContextualShiftStage.name
+        stages = {name: build_stages(folder, arguments, seed)[name]}
+        results = train_patchwork_scan(model, processor, stages, split=arguments.split, overwrite=True)
+        save(model, processor, checkpoint, results.values())
+    return load(checkpoint)[0]
+
+
+def build_stages(folder: Path, arguments: argparse.Namespace, seed: int) -> Mapping[str, TrainerArguments]:
+    return build_patchwork_scan_stages(
+        folder,
+        integration_steps=arguments.steps,
+        proposal_steps=1,
+        shift_steps=arguments.shift_steps,
+        seed=seed,
     )
+
+
+def save(
+    model: ScanForSemanticSegmentation,
+    processor: ScanProcessor,
+    checkpoint: Path,
+    results: Iterable[TrainingResult],
+) -> None:
+    if not all(result.is_complete for result in results):
+        sys.exit("stopped; the same command begins this row anew")
+    with replacing_folder(checkpoint) as unfinished:
+        model.save_pretrained(unfinished)
+        processor.save_pretrained(unfinished)
+
+
+def load(checkpoint: Path) -> tuple[ScanForSemanticSegmentation, ScanProcessor]:
+    return ScanForSemanticSegmentation.from_pretrained(checkpoint), ScanProcessor.from_pretrained(checkpoint)
 
 
 def load_queries(
@@ -146,8 +175,12 @@ def build_row(name: str, arguments: argparse.Namespace, seed: int) -> tuple[Any,
     row = ROWS[name]
     if isinstance(row, str):
         return AutoModel.from_pretrained(packaged(row)), AutoProcessor.from_pretrained(packaged(row))
-    model, processor = train(row.variant, arguments, seed, fine_tuned=row.fine_tuned)
+    model, processor = train(row.variant, arguments, seed)
+    if row.fine_tuned:
+        model.attach_shifted_tower()
+        model.shifted_tower.load_state_dict(fine_tune_tower(arguments, seed).shifted_tower.state_dict())
     model.config.mode = row.mode
+    model.config.crop_objectness_threshold = row.crop_objectness_threshold
     if row.shift_ratio is not None:
         model.config.shift_ratio = row.shift_ratio
     return model, processor
@@ -195,7 +228,7 @@ def main() -> None:
     )
     if arguments.save is not None:
         model, processor = build_row("full", arguments, arguments.seeds[0])
-        model.half().save_pretrained(arguments.save)
+        model.save_pretrained(arguments.save)
         processor.save_pretrained(arguments.save)
     if arguments.csv is not None:
         write_csv(results, list(ROWS), FIGURES, arguments.csv)

@@ -309,7 +309,7 @@ def replace_by_noise(weights, name):
         ),
         (
             lambda w: w.update({"oriclip_mlp.fc2.bias": torch.ones(1), "learnable_weight": torch.ones(64)}),
-            r"2 weights do not have the shape .*learnable_weight \(64,\), expected \(\) for sim.cls_scale",
+            r"2 weights do not have the shape .*learnable_weight \(64,\), expected \(1,\) for sim.cls_scale",
         ),
         (
             lambda w: w["learnable_weight"].fill_(torch.nan),

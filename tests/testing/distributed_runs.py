@@ -144,6 +144,8 @@ def build_stage_trainer(name, folder, *, model=None, dataset=None, evaluate=None
     if name == "clip":
         return build_clip_trainer(folder, stream=stream, **arguments)
     if name in SCAN_STAGES:
+        # Its untrained masks have gradients a hundred times as large, which would enlarge roundings too.
+        arguments["learning_rate"] /= 10
         trainer = build_scan_trainer(
             folder,
             model=model,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from testing.distributed_runs import STAGES, run_job
+from testing.distributed_runs import SCAN_STAGES, STAGES, run_job
 from testing.tiny_concat_run import read_records
 from testing.two_processes import run_in_two_processes
 from zsseg.training.checkpointing import find_checkpoints, load_state
@@ -116,6 +116,7 @@ def sharded(tmp_path_factory):
                 "environment": {"FSDP_CPU_RAM_EFFICIENT_LOADING": "false"},
                 **HALF_BATCH,
             },
+            *({"name": name, "folder": name, **HALF_BATCH} for name in SCAN_STAGES),
             {**long, "folder": "long"},
             {**long, "folder": "to-one", "spoil": ("SIGTERM", 3, 1)},
             {**long, "folder": "from-one", "resume": True},
@@ -134,7 +135,7 @@ def test_two_processes_learn_what_one_learns_from_both_batches(alone, together, 
     assert_equal_runs(folder / name, alone / name)
 
 
-@pytest.mark.parametrize("name", ["union", "long"])
+@pytest.mark.parametrize("name", ["union", *SCAN_STAGES, "long"])
 def test_sharded_weights_learn_and_are_evaluated_and_saved_the_same(alone, sharded, name):
     folder, said = sharded
     assert said[name][0] == said[name][1]

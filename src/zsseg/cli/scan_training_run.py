@@ -5,7 +5,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from transformers import CLIPVisionConfig
 
 from zsseg.cli.checkpoint_loading import quieten_transformers
 from zsseg.cli.ground_truth import LabelSetup
@@ -32,7 +31,6 @@ from zsseg.training.recipes.scan import (
     STAGE_STEPS,
     STAGES,
     build_scan_transform,
-    choose_scan_layers,
     train_scan,
 )
 from zsseg.training.recipes.scan_stages import ContextualShiftOptions, ProposalStage
@@ -125,13 +123,8 @@ class ScanTrainingRun:
         parts = {"mask2former": str(mask2former), "clip": str(clip)}
         self.source = " + ".join(parts.values())
         has_proposals = ProposalStage.name in self.stages
-        layers: dict[str, Any] = choose_scan_layers(
-            CLIPVisionConfig.from_pretrained(str(clip)).num_hidden_layers
-        )
         self.model = ScanForSemanticSegmentation.from_parts(
-            **parts,
-            mode="ensemble" if has_proposals else "clip_only",
-            **layers,
+            **parts, mode="ensemble" if has_proposals else "clip_only"
         )
         self.processor = ScanProcessor.from_parts(**parts)
 

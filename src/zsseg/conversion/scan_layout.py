@@ -207,8 +207,8 @@ def convert_scan(weights: SourceWeights, size: ScanSize, settings: ScanSettings)
     pairs = list(_list_own(weights))
     weights.check_present(source for source, _ in pairs)
     tensors = {target: weights.take(source, target) for source, target in pairs}
-    # One number in a vector, and a vector in a matrix.
-    tensors["sim.cls_scale"] = tensors["sim.cls_scale"].squeeze()
+    # A number in a vector of one, and a vector in a matrix of one row.
+    tensors["sim.cls_scale"] = tensors["sim.cls_scale"].flatten()
     tensors["no_object_embedding"] = tensors["no_object_embedding"].flatten()
     tensors |= convert_segmentor(weights, segmentor_config, has_classifier=False)
     tensors |= _convert_clips(weights, clip_config)
@@ -353,7 +353,7 @@ def _convert_clips(weights: SourceWeights, config: CLIPConfig) -> dict[str, Tens
     converted: dict[str, Tensor] = {}
     scale = f"{fine_tuned}logit_scale"
     if _list_unequal(weights, FROZEN_TOWER, f"{fine_tuned}visual.", patches):
-        converted["shifted_logit_scale"] = weights.take(scale, "shifted_logit_scale").squeeze()
+        converted["shifted_logit_scale"] = weights.take(scale, "shifted_logit_scale").reshape(1)
         towers.append(("shifted_tower.", fine_tuned, of_vision, ""))
     else:
         _drop_names(weights, f"{fine_tuned}visual.", patches, "equal to the frozen tower, which serves both")

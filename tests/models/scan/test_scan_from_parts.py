@@ -25,10 +25,9 @@ from zsseg.prompts import VILD_PROMPTS
 from zsseg.registration import TASKS
 
 LABELS = ["road", "car|automobile", "something never seen"]
-TINY_CLIP = {"shift_layers": (1,)}  # it has one block
+TINY_CLIP = {"shift_layers": (1,), "integration_layers": (1,)}  # it has one block
 TRAINABLE = {
     **TINY_CLIP,
-    "integration_layers": (1,),
     "low_frequency_sigmas": (3.0,),
     "integration_heads": 2,
     "integration_feedforward_dim": 16,
@@ -256,6 +255,12 @@ def test_parts_without_some_of_their_weights(part, weight, folders, tmp_path):
 
 def test_fields_that_do_not_fit_the_parts(folders):
     with pytest.raises(ValueError, match=r"integration_layers must be .* from 1 to 1, got \[6, 9, 12\]"):
-        ScanForSemanticSegmentation.from_parts(**folders, integration_heads=2)
+        ScanForSemanticSegmentation.from_parts(
+            **folders, integration_heads=2, integration_layers=(6, 9, 12), shift_layers=(1,)
+        )
     with pytest.raises(ValueError, match=r"shift_layers must be .* from 1 to 1, got \[1, 3, 5\]"):
+        ScanForSemanticSegmentation.from_parts(
+            **folders, mode="clip_only", integration_layers=(1,), shift_layers=(1, 3, 5)
+        )
+    with pytest.raises(ValueError, match="reads three blocks of the vision tower, got 1"):
         ScanForSemanticSegmentation.from_parts(**folders, mode="clip_only")

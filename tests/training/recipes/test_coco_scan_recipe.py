@@ -20,6 +20,7 @@ from transformers import (
 from testing.tiny_scan_run import save_scan_clip
 from zsseg import ScanForSemanticSegmentation
 from zsseg.data.patchwork.dataset import PatchworkDataset
+from zsseg.models.scan.configuration_scan import choose_scan_layers
 from zsseg.training.optimization import compute_learning_rate_factor
 from zsseg.training.recipes import coco_scan
 from zsseg.training.recipes.coco_scan import (
@@ -28,7 +29,7 @@ from zsseg.training.recipes.coco_scan import (
     build_coco_scan_config,
     build_coco_scan_stages,
 )
-from zsseg.training.recipes.scan import build_scan_transform, choose_scan_layers, train_scan
+from zsseg.training.recipes.scan import build_scan_transform, train_scan
 from zsseg.training.recipes.scan_stages import ProposalStage
 
 TINY_SWIN = SwinConfig(

@@ -6,9 +6,10 @@ from testing.tiny_semantic_maps import write_semantic_maps
 from zsseg import ScanForSemanticSegmentation
 from zsseg.data.semantic_maps import SemanticMapDataset
 from zsseg.data.transforms import Compose, Pad, RandomCrop, RandomHorizontalFlip, Resize, SsdColorJitter
+from zsseg.models.scan.configuration_scan import choose_scan_layers
 from zsseg.training.arguments import TrainerArguments
 from zsseg.training.checkpointing import CheckpointError
-from zsseg.training.recipes.scan import build_scan_transform, choose_scan_layers, train_scan
+from zsseg.training.recipes.scan import build_scan_transform, train_scan
 from zsseg.training.recipes.scan_stages import ContextualShiftOptions, ContextualShiftStage, ProposalStage
 
 STAGES = ("proposals", "contextual_shift")

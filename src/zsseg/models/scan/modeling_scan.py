@@ -29,7 +29,7 @@ from zsseg.models.base import (
     compute_valid_fractions,
     load_whole,
 )
-from zsseg.models.scan.configuration_scan import ScanConfig
+from zsseg.models.scan.configuration_scan import ScanConfig, choose_scan_layers
 from zsseg.models.scan.contextual_shift import (
     MaskCrops,
     PictureContext,
@@ -158,7 +158,7 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
         if config.has_shifted_tower:
             self.shifted_tower = CLIPVisionModelWithProjection(copy.deepcopy(config.vision_config))
             # Of its training alone, as a logarithm.
-            self.shifted_logit_scale = nn.Parameter(torch.empty(()))
+            self.shifted_logit_scale = nn.Parameter(torch.empty(1))
         self.criterion = SetCriterion(
             class_weight=segmentor_config.class_weight,
             mask_weight=segmentor_config.mask_weight,
@@ -374,7 +374,7 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
             raise ValueError(f"expected a model with a frozen vision tower alone, got one with {found}")
         self.config.has_shifted_tower = True
         self.shifted_tower = copy.deepcopy(self.context_tower).requires_grad_(True)
-        scale = torch.tensor(math.log(self.config.logit_scale), device=self.device)
+        scale = torch.tensor([math.log(self.config.logit_scale)], device=self.device)
         self.shifted_logit_scale = nn.Parameter(scale)
 
     def choose_shifted(self, crops: MaskCrops, priorities: Tensor, *, ratio: float | None = None) -> Tensor:
@@ -512,7 +512,8 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
             clip: a CLIP checkpoint of transformers with an image processor; one of open_clip is converted
                 first, by ``conversion_scripts/convert_open_clip_to_zsseg.py``.
             mode: of the configuration.
-            config_kwargs: further fields of :class:`ScanConfig`.
+            config_kwargs: further fields of :class:`ScanConfig`; the blocks of the tower that are read and
+                shifted follow from its depth otherwise.
 
         Raises:
             OSError: if a checkpoint is not found.
@@ -534,6 +535,8 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
             "clip_std": tuple(clip_pixels.image_std),
             "projection_dim": vision_tower.config.projection_dim,
         }
+        if not {"integration_layers", "shift_layers"} <= config_kwargs.keys():
+            fields |= choose_scan_layers(vision_tower.config.num_hidden_layers)
         # The number of its classes shapes Mask2Former's head; which they are is nobody's business here.
         segmentor_settings = drop_provenance(parts.config) | {"num_labels": parts.config.num_labels}
         config = ScanConfig(

@@ -106,7 +106,8 @@ class SemanticIntegration(nn.Module):
         )
         # None after the last step.
         self.cross_norm = nn.ModuleList(nn.LayerNorm(embed_dim) for _ in range(num_steps - 1))
-        self.cls_scale = nn.Parameter(torch.tensor(0.1))
+        # A vector of one, as is the temperature of the shifted tower: FSDP shards no single numbers.
+        self.cls_scale = nn.Parameter(torch.tensor([0.1]))
         self.encoder = nn.TransformerEncoder(
             nn.TransformerEncoderLayer(
                 embed_dim, num_heads, dim_feedforward=feedforward_dim, dropout=dropout, batch_first=True

@@ -10,14 +10,14 @@ import torch
 from transformers import AutoImageProcessor, AutoTokenizer, SwinBackbone, SwinConfig
 
 from zsseg.models.base import load_whole
-from zsseg.models.scan.configuration_scan import ScanConfig
+from zsseg.models.scan.configuration_scan import ScanConfig, choose_scan_layers
 from zsseg.models.scan.image_processing_scan import ScanImageProcessorPil
 from zsseg.models.scan.modeling_scan import ScanForSemanticSegmentation, load_vision_tower
 from zsseg.models.scan.processing_scan import ScanProcessor
 from zsseg.models.text_tower import drop_provenance, load_text_tower
 from zsseg.training.arguments import MixedPrecision, TrainerArguments
 from zsseg.training.recipes.coco_concat import BACKBONE_STAGES, REFERENCE_SEGMENTOR
-from zsseg.training.recipes.scan import STAGE_ARGUMENTS, STAGE_STEPS, choose_scan_layers
+from zsseg.training.recipes.scan import STAGE_ARGUMENTS, STAGE_STEPS
 from zsseg.training.recipes.scan_stages import ContextualShiftOptions, ContextualShiftStage, ProposalStage
 
 LABEL_SPACE = "coco_stuff"

@@ -95,27 +95,6 @@ def build_scan_transform(
     return Compose((resize, RandomCrop(size), SsdColorJitter(), RandomHorizontalFlip(), Pad(size)))
 
 
-def choose_scan_layers(num_layers: int) -> dict[str, tuple[int, ...]]:
-    """The blocks of a vision tower that SCAN reads and shifts, as fields of :class:`~zsseg.ScanConfig`.
-
-    The paper's for 12 and 24 blocks: tokens of the middle, of three quarters and of the end are integrated;
-    patches are shifted behind every second block of the first five or nine.
-
-    Args:
-        num_layers: blocks of the tower.
-
-    Raises:
-        ValueError: if it has fewer than three.
-    """
-    if num_layers < 3:
-        raise ValueError(f"semantic integration reads three blocks of the vision tower, got {num_layers}")
-    quarters = (num_layers // 2, max(3 * num_layers // 4, num_layers // 2 + 1), num_layers)
-    return {
-        "integration_layers": quarters,
-        "shift_layers": tuple(range(1, 3 * num_layers // 8 + 2, 2)),
-    }
-
-
 def train_scan(
     model: ScanForSemanticSegmentation,
     processor: ScanProcessor,

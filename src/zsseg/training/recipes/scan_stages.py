@@ -104,7 +104,7 @@ class ContextualShiftStage(Stage):
             # Transformers' towers take no empty batch, and in a distributed run every process goes backward.
             blank = clip_pixels.new_zeros(1, 3, *crops.pixel_values.shape[-2:])
             embeds = encode_shifted(model.shifted_tower, blank)[:0]
-        log_scale = model.shifted_logit_scale.clamp(0, LARGEST_LOG_SCALE)
+        log_scale = model.shifted_logit_scale[0].clamp(0, LARGEST_LOG_SCALE)
         # In float32: a scale of 100 leaves bfloat16 two significant digits.
         with torch.autocast(embeds.device.type, enabled=False):
             losses = self._contrast(
