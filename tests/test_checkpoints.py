@@ -57,7 +57,7 @@ def test_the_clip_is_beside_it_under_its_name(installed, tmp_path, monkeypatch):
 
 
 def test_other_packages_there_are_none():
-    with pytest.raises(ValueError, match=r"'concat-patchwork-inductive', 'patchwork-clip'\], got 'scan'"):
+    with pytest.raises(ValueError, match=r"'scan-patchwork', 'patchwork-clip'\], got 'scan'"):
         packaged("scan")
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 DEFAULT_CHECKPOINT = "concat-patchwork"
 PACKAGED_FOLDERS = {
     name: Path(__file__).with_name("packaged") / name
-    for name in (DEFAULT_CHECKPOINT, "concat-patchwork-inductive", "patchwork-clip")
+    for name in (DEFAULT_CHECKPOINT, "concat-patchwork-inductive", "scan-patchwork", "patchwork-clip")
 }
 PACKAGED_FILES = (
     "README.md",
@@ -24,8 +24,8 @@ def packaged(name: str = DEFAULT_CHECKPOINT) -> Path:
 
     Args:
         name: "concat-patchwork", a CONCAT of Patchwork's world; "concat-patchwork-inductive", the same, but
-            never told the unseen names, to try adaptation on; or "patchwork-clip", the CLIP in whose text
-            space both work, for transformers' ``CLIPModel``.
+            never told the unseen names, to try adaptation on; "scan-patchwork", a SCAN of that world; or
+            "patchwork-clip", the CLIP in whose space all work, for transformers' ``CLIPModel``.
 
     Raises:
         ValueError: if no such checkpoint is packaged.

@@ -15,7 +15,8 @@ from testing.tiny_models import (
     build_picture,
     build_processor,
 )
-from zsseg import ConcatForPanopticSegmentation, ConcatProcessor
+from testing.tiny_scan_run import save_scan_clip
+from zsseg import ConcatForPanopticSegmentation, ConcatProcessor, ScanForSemanticSegmentation
 from zsseg.data import CocoPanopticDataset, mark_unseen
 from zsseg.data.patchwork.dataset import PatchworkDataset
 from zsseg.data.patchwork.export import export_coco_panoptic
@@ -129,6 +130,18 @@ def test_publish(concat_checkpoint, hub, tmp_path, monkeypatch, capsys):
     assert capsys.readouterr().out.endswith("the model from the Hub gives the same bits\n")
     assert hub.repositories["model", "user/name"].private
     assert "evaluation/street.json" in hub.get_files("user/name")
+
+
+def test_training_free(mask2former_checkpoint, picture, tmp_path, monkeypatch, capsys):
+    save_scan_clip(tmp_path / "clip")
+    run_example(
+        "07_training_free.py",
+        monkeypatch,
+        *(picture, "--labels", "road", "car", "--stuff", "road", "--threshold", 0.0),
+        *("--mask2former", mask2former_checkpoint, "--clip", tmp_path / "clip", "--save", tmp_path / "saved"),
+    )
+    assert "segments by zsseg" in capsys.readouterr().out
+    assert ScanForSemanticSegmentation.from_pretrained(tmp_path / "saved").config.mode == "clip_only"
 
 
 def test_every_example_is_short_and_says_how_to_run_it():

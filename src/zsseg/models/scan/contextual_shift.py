@@ -55,6 +55,12 @@ def encode_context(tower: CLIPVisionModelWithProjection, pixel_values: Tensor) -
     return PictureContext(outputs.hidden_states, outputs.image_embeds)
 
 
+def find_sizes(pixel_mask: Tensor) -> list[tuple[int, int]]:
+    """Per picture the (height, width) that (B, H, W) marks as picture, at the top left."""
+    rows, columns = (pixel_mask.bool().any(dim=axis).sum(dim=1) for axis in (2, 1))
+    return list(zip(rows.tolist(), columns.tolist(), strict=True))
+
+
 def resize_whole_pictures(
     clip_pixels: Tensor, sizes: Sequence[tuple[int, int]], size: int, *, size_divisor: int = 32
 ) -> Tensor:

@@ -36,12 +36,12 @@ from zsseg.training.stage import StageContext
 from zsseg.training.trainer import TrainingResult
 
 PATCHWORK_SCAN: Mapping[str, Any] = {
-    "proposal_hidden_dim": 128,
+    "proposal_hidden_dim": 192,
     # SCAN-B taps the middle, three quarters and the end of 12 blocks; its σ, for a grid of 14, here for 8.
     "integration_layers": (3, 5, 6),
     "low_frequency_sigmas": (5.0, 4.0, 1.7),
     "integration_heads": 4,
-    "integration_steps": 3,
+    "integration_steps": 2,
     "integration_encoder_layers": 1,
     "integration_feedforward_dim": 64,
     "shift_layers": (1, 2, 3),

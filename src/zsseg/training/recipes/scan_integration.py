@@ -16,6 +16,7 @@ from tqdm import tqdm
 from zsseg.data.collate import PanopticCollator
 from zsseg.layers.mask_transformer import compute_mask_transformer_features
 from zsseg.losses.across_processes import mean_over_processes
+from zsseg.models.scan.contextual_shift import find_sizes
 from zsseg.models.scan.modeling_scan import ScanForSemanticSegmentation
 from zsseg.training.data_order import SizedDataset
 from zsseg.training.stage import Batch, Stage, StageContext
@@ -91,8 +92,7 @@ def extract_proposal_queries(
             for ids, match, labels in zip(label_ids, matches, batch["class_labels"], strict=True):
                 ids[match.query_indices] = labels[match.target_indices]
             clip_pixels = model.normalise_for_clip(batch["pixel_values"], batch["pixel_mask"])
-            sizes = [(int(mask.any(dim=1).sum()), int(mask.any(dim=0).sum())) for mask in batch["pixel_mask"]]
-            pictures = model.encode_context(clip_pixels, sizes)
+            pictures = model.encode_context(clip_pixels, find_sizes(batch["pixel_mask"]))
             tokens = torch.stack(pictures.select_grids(model.config.integration_layers), dim=1)
         rows.append((queries.half(), label_ids, tokens.half(), pictures.image_embeds.half()))
     return ProposalQueries(*(torch.cat(column) for column in zip(*rows, strict=True)))

@@ -16,6 +16,7 @@ from zsseg.models.scan.contextual_shift import (
     cut_out,
     encode_shifted,
     find_background_patches,
+    find_sizes,
 )
 from zsseg.training.recipes.concat_segmentor import SegmentorStage
 from zsseg.training.stage import Batch, Stage, StageContext
@@ -88,7 +89,7 @@ class ContextualShiftStage(Stage):
         """The contrast over the segments of all processes, and the share that is named right."""
         layers = self.find_layers(model)
         clip_pixels = model.normalise_for_clip(batch["pixel_values"], batch["pixel_mask"])
-        sizes = [_find_size(mask) for mask in batch["pixel_mask"]]
+        sizes = find_sizes(batch["pixel_mask"])
         crops, labels, priorities = self._draw_crops(model, clip_pixels, sizes, batch, len(layers))
         if len(labels):
             is_background = find_background_patches(crops.masks, model.config.vision_config.patch_size)
@@ -184,9 +185,3 @@ class ContextualShiftStage(Stage):
             torch.cat([part.query_indices for part in parts]),
         )
         return crops, torch.cat(labels), torch.cat(priorities).to(clip_pixels.device)
-
-
-def _find_size(pixel_mask: Tensor) -> tuple[int, int]:
-    """(height, width) of what a mask (H, W) marks as picture."""
-    is_picture = pixel_mask.bool()
-    return int(is_picture.any(dim=1).sum()), int(is_picture.any(dim=0).sum())
