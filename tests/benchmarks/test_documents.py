@@ -4,14 +4,16 @@ from pathlib import Path
 import concat_ablation
 import documents
 import pytest
+import scan_ablation
 from ablation_results import build_table
+from transformers import AutoModel
 
-from zsseg import ConcatForPanopticSegmentation
 from zsseg.checkpoints import PACKAGED_FOLDERS, packaged
 from zsseg.layers.model_identity import compute_weights_digest
 from zsseg.training.patchwork_clip_report import PatchworkClipReport
 from zsseg.training.patchwork_report import PatchworkReport
 
+PACKAGED_MODELS = ["concat-patchwork", "concat-patchwork-inductive", "scan-patchwork"]
 REPOSITORY = Path(__file__).parents[2]
 LAST_DIGIT = 0.1
 """In percent: the CSV files hold two decimals, so the first one of a mean of them may round otherwise."""
@@ -47,7 +49,7 @@ def test_cards_and_tables_are_what_the_results_give(tmp_path):
     assert all("99.9" in text for text in stale.values())
 
 
-@pytest.mark.parametrize("name", ["concat-patchwork", "concat-patchwork-inductive"])
+@pytest.mark.parametrize("name", PACKAGED_MODELS)
 def test_the_packaged_evaluation_is_the_committed_result(name):
     assert (documents.RESULTS / f"{name}.json").read_bytes() == (
         packaged(name) / "evaluation.json"
@@ -60,19 +62,23 @@ def test_the_packaged_clip_itself_was_measured():
     assert "--model" not in report.command
 
 
-@pytest.mark.parametrize("name", ["concat-patchwork", "concat-patchwork-inductive"])
+@pytest.mark.parametrize("name", PACKAGED_MODELS)
 def test_the_packaged_evaluation_is_of_the_packaged_weights(name):
-    digest = compute_weights_digest(ConcatForPanopticSegmentation.from_pretrained(packaged(name)))
+    digest = compute_weights_digest(AutoModel.from_pretrained(packaged(name)))
     assert PatchworkReport.load(packaged(name) / "evaluation.json").model.weights_digest == digest
 
 
-def read_csv(split):
-    with (REPOSITORY / "benchmarks" / "results" / f"concat_ablation_{split}.csv").open() as file:
+ABLATIONS = {"concat": concat_ablation, "scan": scan_ablation}
+
+
+def read_csv(family, split):
+    figures = ABLATIONS[family].FIGURES
+    with (REPOSITORY / "benchmarks" / "results" / f"{family}_ablation_{split}.csv").open() as file:
         return [
             {
                 "row": row["row"],
                 "seed": int(row["seed"]),
-                **{name: float(row[name]) / 100 for name in concat_ablation.FIGURES},
+                **{name: float(row[name]) / (1 if name == "ms_per_image" else 100) for name in figures},
             }
             for row in csv.DictReader(file)
         ]
@@ -84,15 +90,21 @@ def read_rows(table):
 
 
 @pytest.mark.parametrize(
-    ("document", "split", "shows_all"),
-    [("README.md", "A", False), ("docs/concat.md", "A", True), ("docs/concat.md", "seed-1", True)],
+    ("document", "family", "split", "shows_all"),
+    [
+        ("README.md", "concat", "A", False),
+        ("docs/concat.md", "concat", "A", True),
+        ("docs/concat.md", "concat", "seed-1", True),
+        ("README.md", "scan", "A", False),
+        ("docs/scan.md", "scan", "A", True),
+    ],
 )
-def test_tables_of_the_ablation_are_those_of_its_figures(document, split, shows_all):
-    mark = f"concat-ablation-{split}"
+def test_tables_of_the_ablation_are_those_of_its_figures(document, family, split, shows_all):
+    mark = f"{family}-ablation-{split}"
     text = (REPOSITORY / document).read_text(encoding="utf-8")
     shown = read_rows(text.split(f"<!-- {mark} -->")[1].split(f"<!-- /{mark} -->")[0])
-    results = read_csv(split)
-    expected = read_rows(build_table(results, list(concat_ablation.ROWS), concat_ablation.FIGURES))
+    ablation = ABLATIONS[family]
+    expected = read_rows(build_table(read_csv(family, split), list(ablation.ROWS), ablation.FIGURES))
     assert set(shown) == set(expected) if shows_all else set(shown) <= set(expected)
     for row, numbers in shown.items():
         assert numbers == pytest.approx(expected[row], abs=LAST_DIGIT + 1e-9), row
