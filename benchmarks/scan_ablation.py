@@ -12,9 +12,10 @@ run goes on with the row it was in.
 """
 
 import argparse
+import json
 import statistics
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from zsseg.training.recipes.patchwork_scan import (
     build_patchwork_scan,
     build_patchwork_scan_stages,
     train_patchwork_integration,
-    train_patchwork_scan,
+    train_patchwork_shift,
 )
 from zsseg.training.recipes.scan_integration import IntegrationStage, ProposalQueries
 from zsseg.training.recipes.scan_stages import ContextualShiftStage
@@ -111,7 +112,7 @@ def train(
             split=arguments.split,
             overwrite=True,
         )
-        save(model, processor, checkpoint, [result])
+        save(model, processor, checkpoint, result)
     return load(checkpoint)
 
 
@@ -123,10 +124,9 @@ def fine_tune_tower(arguments: argparse.Namespace, seed: int) -> ScanForSemantic
         model, processor = build_patchwork_scan(
             arguments.start, arguments.clip, seed=seed, **VARIANTS["plain"]
         )
-        name = ContextualShiftStage.name
-        stages = {name: build_stages(folder, arguments, seed)[name]}
-        results = train_patchwork_scan(model, processor, stages, split=arguments.split, overwrite=True)
-        save(model, processor, checkpoint, results.values())
+        stage = build_stages(folder, arguments, seed)[ContextualShiftStage.name]
+        result = train_patchwork_shift(model, processor, stage, split=arguments.split, overwrite=True)
+        save(model, processor, checkpoint, result)
     return load(checkpoint)[0]
 
 
@@ -134,7 +134,6 @@ def build_stages(folder: Path, arguments: argparse.Namespace, seed: int) -> Mapp
     return build_patchwork_scan_stages(
         folder,
         integration_steps=arguments.steps,
-        proposal_steps=1,
         shift_steps=arguments.shift_steps,
         seed=seed,
     )
@@ -144,9 +143,9 @@ def save(
     model: ScanForSemanticSegmentation,
     processor: ScanProcessor,
     checkpoint: Path,
-    results: Iterable[TrainingResult],
+    result: TrainingResult,
 ) -> None:
-    if not all(result.is_complete for result in results):
+    if not result.is_complete:
         sys.exit("stopped; the same command begins this row anew")
     with replacing_folder(checkpoint) as unfinished:
         model.save_pretrained(unfinished)
@@ -186,6 +185,16 @@ def build_row(name: str, arguments: argparse.Namespace, seed: int) -> tuple[Any,
     return model, processor
 
 
+def check_setup(arguments: argparse.Namespace) -> None:
+    """Refuse a folder whose checkpoints and queries are of another setup."""
+    names = ("start", "clip", "split", "scenes", "steps", "shift_steps")
+    setup = {name: str(getattr(arguments, name)) for name in names}
+    path = arguments.output / "setup.json"
+    if path.is_file() and json.loads(path.read_text()) != setup:
+        sys.exit(f"{arguments.output} holds runs of another setup, {path.read_text()}: use another --output")
+    path.write_text(json.dumps(setup))
+
+
 def score(model: Any, processor: Any, arguments: argparse.Namespace) -> dict[str, float]:
     scenes = PatchworkDataset(seed=HELD_OUT_SEED, num_scenes=HELD_OUT_SCENES, split=arguments.split)
     panoptic = PanopticQuality(scenes.vocabulary)
@@ -217,6 +226,7 @@ def main() -> None:
     parser.add_argument("--save", type=Path, help="write the checkpoint of the full model here")
     arguments = parser.parse_args()
     arguments.output.mkdir(parents=True, exist_ok=True)
+    check_setup(arguments)
     steps = f"{arguments.steps} and {arguments.shift_steps} steps"
     setup = f"split {arguments.split}, {arguments.scenes} scenes, {steps}"
     rows = {name: f"{ROWS[name]}; {setup}" for name in arguments.rows or ROWS}

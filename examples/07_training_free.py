@@ -14,7 +14,7 @@ from zsseg import ScanForSemanticSegmentation, ScanProcessor
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("image", help="file or URL")
-    parser.add_argument("--labels", nargs="+", required=True, help='"car|automobile" has a synonym')
+    parser.add_argument("--labels", nargs="+", required=True, help="all there is: CLIP chooses among them")
     parser.add_argument("--stuff", nargs="*", default=[], help="those of them that are stuff")
     parser.add_argument("--mask2former", default="facebook/mask2former-swin-tiny-coco-panoptic")
     parser.add_argument("--clip", default="openai/clip-vit-base-patch16")

@@ -60,7 +60,7 @@ class ScanSettings:
     """The numbers of one data set at inference, tuned on it by the authors.
 
     Attributes:
-        crop_mask_threshold: probability from which a pixel belongs to a crop's mask.
+        crop_mask_threshold: probability above which a pixel belongs to a crop's mask.
         ensemble_weight: w, the weight of CLIP.
         shift_ratio: share of a crop's background patches that is overwritten.
         has_void_renormalization: whether a query's scores sum to 1 − p(no-object).

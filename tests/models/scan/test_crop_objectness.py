@@ -66,6 +66,15 @@ def test_panoptic_results_do_not_change_up_to_the_threshold_of_the_merge(inputs)
         assert [s.label_id for s in one.segments] == [s.label_id for s in other.segments]
 
 
+@pytest.mark.parametrize("mode", ["ensemble", "clip_only"])
+def test_a_picture_may_have_no_likely_object_at_all(inputs, mode):
+    model = build_scan(mode=mode, crop_objectness_threshold=1.0).eval()
+    with torch.no_grad():
+        outputs = model(**inputs)
+    assert (outputs.query_weights == 0).all()
+    assert torch.isfinite(outputs.class_queries_logits).all()
+
+
 def test_void_renormalisation_leaves_them_out_too(inputs):
     model = build_scan(mode="ensemble", has_void_renormalization=True).eval()
     _, is_object, threshold = split_queries(model, inputs)

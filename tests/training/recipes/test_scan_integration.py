@@ -15,7 +15,7 @@ from zsseg.training.recipes.patchwork_scan import (
     build_patchwork_scan,
     build_patchwork_scan_stages,
     train_patchwork_integration,
-    train_patchwork_scan,
+    train_patchwork_shift,
 )
 from zsseg.training.recipes.scan_integration import (
     NAMING_PREFIXES,
@@ -112,7 +112,7 @@ def test_only_what_names_the_proposals_learns_and_the_loss_falls(world, tmp_path
     model, processor = build()
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     stages = build_patchwork_scan_stages(
-        tmp_path, integration_steps=40, proposal_steps=1, shift_steps=1, batch_size=2, mixed_precision="no"
+        tmp_path, integration_steps=40, shift_steps=1, batch_size=2, mixed_precision="no"
     )
     stages = {"integration": stages["integration"]}
     stages["integration"] = type(stages["integration"]).from_dict(
@@ -149,13 +149,11 @@ def test_a_model_without_semantic_integration_learns_too(world):
 def test_contextual_shift_on_patchwork_trains_a_tower_of_its_own(tmp_path):
     model, processor = build()
     stages = build_patchwork_scan_stages(
-        tmp_path, integration_steps=1, proposal_steps=1, shift_steps=2, batch_size=2, mixed_precision="no"
+        tmp_path, integration_steps=1, shift_steps=2, batch_size=2, mixed_precision="no"
     )
     frozen = {name: tensor.clone() for name, tensor in model.context_tower.state_dict().items()}
-    results = train_patchwork_scan(
-        model, processor, {"contextual_shift": stages["contextual_shift"]}, stream=io.StringIO()
-    )
-    assert results["contextual_shift"].is_complete
+    result = train_patchwork_shift(model, processor, stages["contextual_shift"], stream=io.StringIO())
+    assert result.is_complete
     assert model.config.has_shifted_tower
     shifted = model.shifted_tower.state_dict()
     assert all(torch.equal(model.context_tower.state_dict()[name], frozen[name]) for name in frozen)

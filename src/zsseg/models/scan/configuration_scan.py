@@ -47,10 +47,11 @@ class ScanConfig(PreTrainedConfig):
             the CLS token of the whole picture.
         shift_ratio: share of a crop's background patches that is overwritten; 0 does without.
         shift_seed: of the choice of those patches, where the call brings no generator.
-        crop_mask_threshold: probability from which a pixel belongs to a crop's mask.
+        crop_mask_threshold: probability above which a pixel belongs to a crop's mask.
         crop_objectness_threshold: queries that are an object with a lower probability are not shown to CLIP
-            and count for nothing; 0 shows all, as in the paper. No value up to the merge's ``threshold``
-            changes a panoptic result: the merge keeps no such query.
+            and count for nothing in a semantic map; 0 shows all, as in the paper. No value up to the merge's
+            ``threshold`` changes a panoptic result: the merge keeps no such query. Instances still list
+            them, their labels alike.
         crop_batch_size: crops that go through the tower at a time; what bounds memory.
         ensemble_weight: w, the weight of CLIP: scores are p_in^(1 − w) · p_out^w.
         has_void_renormalization: whether the scores of a query sum to 1 − p(no-object), for large
@@ -178,11 +179,13 @@ class ScanConfig(PreTrainedConfig):
                     f"integration_heads must divide projection_dim, {self.projection_dim}, got "
                     f"{self.integration_heads}"
                 )
-        if self.vision_config is not None and self.shift_ratio:
+        if self.vision_config is not None:
             self._check_layers("shift_layers", self.shift_layers)
         for name in ("shift_ratio", "crop_mask_threshold", "crop_objectness_threshold", "ensemble_weight"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+        if not self.logit_scale > 0:
+            raise ValueError(f"logit_scale must be positive, got {self.logit_scale}")
         if self.crop_batch_size < 1:
             raise ValueError(f"crop_batch_size must be 1 or more, got {self.crop_batch_size}")
 
@@ -233,3 +236,12 @@ def choose_scan_layers(num_layers: int) -> dict[str, tuple[int, ...]]:
         "integration_layers": quarters,
         "shift_layers": tuple(range(1, 3 * num_layers // 8 + 2, 2)),
     }
+
+
+def choose_scan_sigmas(grid_size: int) -> tuple[float, ...]:
+    """The σ of the low-frequency enhancement, as fields of :class:`~zsseg.ScanConfig`, for a CLIP's grid.
+
+    The paper's 9, 7 and 3 for grids of 14 and 16 cells a side; elsewhere as large in proportion to the grid.
+    """
+    scale = 1.0 if 14 <= grid_size <= 16 else grid_size / 14
+    return tuple(round(sigma * scale, 2) for sigma in (9.0, 7.0, 3.0))

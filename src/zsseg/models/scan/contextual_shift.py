@@ -115,7 +115,7 @@ def iterate_mask_crops(
         wanted = torch.arange(mask_logits.shape[1], device=mask_logits.device)
         if is_wanted is not None:
             wanted = wanted[is_wanted[image]]
-        for queries in wanted.split(batch_size):
+        for queries in wanted.split(batch_size) if len(wanted) else ():
             logits = mask_logits[image : image + 1, queries].float()
             probabilities = F.interpolate(logits, clip_pixels.shape[-2:], mode="bilinear").sigmoid()
             masks = probabilities[0, :, :height, :width] > threshold

@@ -1,8 +1,9 @@
 """SCAN: mask proposals named by CLIP-calibrated embeddings and by CLIP itself (arXiv:2312.04089)."""
 
 import copy
+import dataclasses
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Self
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 from transformers import (
     AutoConfig,
     AutoImageProcessor,
+    CLIPVisionConfig,
     CLIPVisionModelWithProjection,
     Mask2FormerForUniversalSegmentation,
     Mask2FormerModel,
@@ -29,7 +31,7 @@ from zsseg.models.base import (
     compute_valid_fractions,
     load_whole,
 )
-from zsseg.models.scan.configuration_scan import ScanConfig, choose_scan_layers
+from zsseg.models.scan.configuration_scan import ScanConfig, choose_scan_layers, choose_scan_sigmas
 from zsseg.models.scan.contextual_shift import (
     MaskCrops,
     PictureContext,
@@ -37,6 +39,7 @@ from zsseg.models.scan.contextual_shift import (
     encode_context,
     encode_shifted,
     find_background_patches,
+    find_sizes,
     iterate_mask_crops,
     resize_whole_pictures,
 )
@@ -223,6 +226,11 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
             missing = "mask_labels" if mask_labels is None else "class_labels"
             raise ValueError(f"the loss needs mask_labels and class_labels, but {missing} is missing")
         if mask_labels is not None:
+            if self.proposal_head is None:
+                raise ValueError(
+                    "the loss names proposal embeddings, which this model has none of: train one that "
+                    "from_parts makes with mode='ensemble'"
+                )
             mode = "in_vocab_only"
         mode = self.config.mode if mode is None else mode
         self.config.check_mode(mode)
@@ -240,7 +248,8 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
             self.segmentor, pixel_values, output_attentions=output_attentions
         )
         valid_fractions = compute_valid_fractions(pixel_values, pixel_mask)
-        sizes = _compute_sizes(pixel_values, None if pixel_mask is None else valid_fractions)
+        batch_size, _, height, width = pixel_values.shape
+        sizes = [(height, width)] * batch_size if pixel_mask is None else find_sizes(pixel_mask)
         clip_pixels, context = None, None
         if self.sim is not None or mode != "in_vocab_only":
             clip_pixels = self.normalise_for_clip(pixel_values, pixel_mask)
@@ -377,20 +386,18 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
         scale = torch.tensor([math.log(self.config.logit_scale)], device=self.device)
         self.shifted_logit_scale = nn.Parameter(scale)
 
-    def choose_shifted(self, crops: MaskCrops, priorities: Tensor, *, ratio: float | None = None) -> Tensor:
+    def choose_shifted(self, crops: MaskCrops, priorities: Tensor) -> Tensor:
         """Background patches of crops to shift.
 
         Args:
             crops: N of them.
             priorities: (N, layers, G²) random numbers; the lowest are taken.
-            ratio: share of the background patches; None asks the configuration.
 
         Returns:
             (N, layers, G²) bool.
         """
         is_background = find_background_patches(crops.masks, self.config.vision_config.patch_size)
-        ratio = self.config.shift_ratio if ratio is None else ratio
-        return choose_shifted_patches(is_background, ratio, priorities)
+        return choose_shifted_patches(is_background, self.config.shift_ratio, priorities)
 
     def _compute_proposal_embeds(
         self, features: MaskTransformerFeatures, context: PictureContext | None, *, with_all_layers: bool
@@ -447,6 +454,8 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
                 "is_shifted must be (pictures, queries, shift_layers, patches of a crop), "
                 f"{shape} of torch.bool, got {tuple(is_shifted.shape)} of {is_shifted.dtype}"
             )
+        if is_shifted is not None:
+            is_shifted = is_shifted.to(mask_logits.device)
         priorities = None
         if is_shifted is None and config.shift_ratio > 0:
             priorities = self._draw_priorities(shape, generator).to(mask_logits.device)
@@ -519,6 +528,8 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
             OSError: if a checkpoint is not found.
             ValueError: if a checkpoint is of another kind or lacks weights, or fields do not fit.
         """
+        if unknown := sorted(config_kwargs.keys() - {field.name for field in dataclasses.fields(ScanConfig)}):
+            raise TypeError(f"ScanConfig has no fields {unknown}: check their spelling")
         parts = load_whole(Mask2FormerForUniversalSegmentation, mask2former, ("mask2former",))
         text_tower = load_text_tower(clip)
         vision_tower = load_vision_tower(clip)
@@ -535,8 +546,7 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
             "clip_std": tuple(clip_pixels.image_std),
             "projection_dim": vision_tower.config.projection_dim,
         }
-        if not {"integration_layers", "shift_layers"} <= config_kwargs.keys():
-            fields |= choose_scan_layers(vision_tower.config.num_hidden_layers)
+        fields |= _choose_by_tower(vision_tower.config, config_kwargs)
         # The number of its classes shapes Mask2Former's head; which they are is nobody's business here.
         segmentor_settings = drop_provenance(parts.config) | {"num_labels": parts.config.num_labels}
         config = ScanConfig(
@@ -555,6 +565,18 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
         if model.objectness_head is not None:
             model.objectness_head.load_state_dict(parts.class_predictor.state_dict())
         return model.eval()
+
+
+def _choose_by_tower(vision_config: CLIPVisionConfig, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Fields that follow from the depth and the grid of a vision tower, where they are not given."""
+    chosen: dict[str, Any] = {}
+    if not {"integration_layers", "shift_layers"} <= given.keys():
+        chosen |= choose_scan_layers(vision_config.num_hidden_layers)
+    if "integration_layers" not in given:
+        chosen["low_frequency_sigmas"] = choose_scan_sigmas(
+            vision_config.image_size // vision_config.patch_size
+        )
+    return chosen
 
 
 def compute_ensemble_scores(
@@ -625,11 +647,3 @@ def load_vision_tower(name_or_path: str) -> CLIPVisionModelWithProjection:
             CLIP_MODEL_TYPES,
             config=select_tower_config(config, "vision_config") if is_clip else None,
         )
-
-
-def _compute_sizes(pixel_values: Tensor, valid_fractions: Tensor | None) -> list[tuple[int, int]]:
-    """Per picture (height, width) without padding; all of it, if there are no fractions."""
-    batch_size, _, height, width = pixel_values.shape
-    if valid_fractions is None:  # no number is read from a tensor then, which an exported graph could not do
-        return [(height, width)] * batch_size
-    return [(round(height * rows), round(width * columns)) for rows, columns in valid_fractions.tolist()]

@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from transformers import AutoImageProcessor, AutoTokenizer, SwinBackbone, SwinConfig
 
+from zsseg.layers.vision_language import without_load_report
 from zsseg.models.base import load_whole
 from zsseg.models.scan.configuration_scan import ScanConfig, choose_scan_layers
 from zsseg.models.scan.image_processing_scan import ScanImageProcessorPil
@@ -77,11 +78,14 @@ def build_coco_scan(
     swin = SwinConfig(**SWIN_BASE)
     pretrained = None
     if backbone is not None:
-        # The norms behind the stages are new: a classifier has only the last.
-        pretrained = load_whole(SwinBackbone, backbone, ("swin",), unused_weights=("hidden_states_norms.",))
         swin = SwinConfig.from_pretrained(
             backbone, out_features=list(BACKBONE_STAGES), drop_path_rate=SWIN_BASE["drop_path_rate"]
         )
+        # The norms behind the stages are new: a classifier has only the last.
+        with without_load_report():
+            pretrained = load_whole(
+                SwinBackbone, backbone, ("swin",), unused_weights=("hidden_states_norms.",), config=swin
+            )
     torch.manual_seed(seed)
     model = ScanForSemanticSegmentation(
         build_coco_scan_config(

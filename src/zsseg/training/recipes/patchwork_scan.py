@@ -1,7 +1,6 @@
 """SCAN on Patchwork: CONCAT's trained proposals, Patchwork's CLIP, and what SCAN puts between them."""
 
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -31,7 +30,7 @@ from zsseg.training.recipes.scan_integration import (
     collate_proposal_queries,
     extract_proposal_queries,
 )
-from zsseg.training.recipes.scan_stages import ContextualShiftOptions, ContextualShiftStage, ProposalStage
+from zsseg.training.recipes.scan_stages import ContextualShiftOptions, ContextualShiftStage
 from zsseg.training.stage import StageContext
 from zsseg.training.trainer import TrainingResult
 
@@ -101,14 +100,13 @@ def build_patchwork_scan_stages(
     output: Path,
     *,
     integration_steps: int,
-    proposal_steps: int,
     shift_steps: int,
     batch_size: int = 16,
     mixed_precision: MixedPrecision = "bf16",
     seed: int = 0,
     num_workers: int = 1,
 ) -> dict[str, TrainerArguments]:
-    """Arguments of all stages; rates for small models."""
+    """Arguments of both stages; rates for small models. Of the light queries a step takes twice as many."""
     integration = TrainerArguments(
         output_dir=output / IntegrationStage.name,
         steps=integration_steps,
@@ -123,14 +121,15 @@ def build_patchwork_scan_stages(
         log_every=100,
         num_workers=0,
     )
-    proposals = TrainerArguments(
-        output_dir=output / ProposalStage.name,
-        steps=proposal_steps,
+    shift = TrainerArguments(
+        output_dir=output / ContextualShiftStage.name,
+        steps=shift_steps,
         batch_size=batch_size,
-        learning_rate=6e-4,
+        learning_rate=1e-4,
         backbone_learning_rate_multiplier=1.0,
+        weight_decay=0.2,
         max_grad_norm=5.0,
-        warmup_steps=min(20, proposal_steps - 1),
+        warmup_steps=min(20, shift_steps - 1),
         schedule="polynomial",
         mixed_precision=mixed_precision,
         seed=seed,
@@ -138,15 +137,7 @@ def build_patchwork_scan_stages(
         keep_last_n=1,
         num_workers=num_workers,
     )
-    shift = replace(
-        proposals,
-        output_dir=output / ContextualShiftStage.name,
-        steps=shift_steps,
-        learning_rate=1e-4,
-        weight_decay=0.2,
-        warmup_steps=min(20, shift_steps - 1),
-    )
-    return {stage.output_dir.name: stage for stage in (integration, proposals, shift)}
+    return {stage.output_dir.name: stage for stage in (integration, shift)}
 
 
 def build_patchwork_queries(
@@ -200,47 +191,44 @@ def train_patchwork_integration(
     return results[IntegrationStage.name]
 
 
-def train_patchwork_scan(
+def train_patchwork_shift(
     model: ScanForSemanticSegmentation,
     processor: ScanProcessor,
-    stages: Mapping[str, TrainerArguments],
+    arguments: TrainerArguments,
     *,
     split: str = "A",
     shift: ContextualShiftOptions | None = None,
     resume: bool = False,
     overwrite: bool = False,
     stream: TextIO | None = None,
-) -> dict[str, TrainingResult]:
-    """Train on scenes that hold no unseen category, neither pixels nor names.
+) -> TrainingResult:
+    """Fine-tune a tower for masks cut out, on scenes that hold no unseen category, neither pixels nor names.
 
     Args:
-        model: of :func:`build_patchwork_scan`, trained in place.
+        model: of :func:`build_patchwork_scan`, trained in place; it gets the tower if it has none.
         processor: its own.
-        stages: "proposals", "contextual_shift" or both, as :func:`build_patchwork_scan_stages` makes them.
+        arguments: as :func:`build_patchwork_scan_stages` makes them.
         split: which names are unseen.
-        shift: how the second stage draws and shifts crops.
+        shift: how crops are drawn and shifted.
         resume: go on where an earlier run of the same arguments stopped or was killed.
-        overwrite: start anew in folders that hold a run.
+        overwrite: start anew in a folder that holds a run.
         stream: console output, standard error if None.
-
-    Returns:
-        How each stage that ran ended, by name.
     """
-    recipe = (ProposalStage(), ContextualShiftStage(shift))
-    most = max(arguments.steps * arguments.batch_size for arguments in stages.values())
-    scenes = PatchworkDataset(seed=SEGMENTOR_SEED, num_scenes=most, split=split, categories="seen")
+    num_scenes = arguments.steps * arguments.batch_size
+    scenes = PatchworkDataset(seed=SEGMENTOR_SEED, num_scenes=num_scenes, split=split, categories="seen")
     vocabulary = scenes.vocabulary
-    if ContextualShiftStage.name in stages and model.shifted_tower is None:
+    if model.shifted_tower is None:
         model.attach_shifted_tower()
-    return run_recipe(
-        [RecipeStep(stage, stages[stage.name]) for stage in recipe if stage.name in stages],
+    results = run_recipe(
+        [RecipeStep(ContextualShiftStage(shift), arguments)],
         model=model,
         processor=processor,
         context=StageContext(vocabulary, **encode_vocabulary(model, processor, vocabulary)),
-        dataset=TransformedDataset(scenes, Compose(()), next(iter(stages.values())).seed),
+        dataset=TransformedDataset(scenes, Compose(()), arguments.seed),
         collate=build_seen_collator(processor, vocabulary),
         data_setup={"split": split, "shift": repr(shift)},
         resume=resume,
         overwrite=overwrite,
         stream=stream,
     )
+    return results[ContextualShiftStage.name]

@@ -9,6 +9,7 @@ from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import send_to_device
 from torch import Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
@@ -76,6 +77,7 @@ def extract_proposal_queries(
     model.eval()
     loader: DataLoader[Any] = DataLoader(examples, batch_size=batch_size, collate_fn=collate)  # type: ignore[arg-type]
     for batch in tqdm(loader, desc="proposals", leave=False, disable=None if progress else True):
+        batch = send_to_device(batch, model.device)
         with torch.no_grad():
             features = compute_mask_transformer_features(model.segmentor, batch["pixel_values"])
             queries = features.query_embeds[-1]
@@ -88,13 +90,18 @@ def extract_proposal_queries(
                 batch["class_labels"],
                 batch["label_mask"],
             ).matches
-            label_ids = torch.full(queries.shape[:2], len(context.vocabulary))
+            label_ids = torch.full(queries.shape[:2], len(context.vocabulary), device=queries.device)
             for ids, match, labels in zip(label_ids, matches, batch["class_labels"], strict=True):
                 ids[match.query_indices] = labels[match.target_indices]
             clip_pixels = model.normalise_for_clip(batch["pixel_values"], batch["pixel_mask"])
             pictures = model.encode_context(clip_pixels, find_sizes(batch["pixel_mask"]))
             tokens = torch.stack(pictures.select_grids(model.config.integration_layers), dim=1)
-        rows.append((queries.half(), label_ids, tokens.half(), pictures.image_embeds.half()))
+        rows.append(
+            tuple(
+                tensor.cpu()
+                for tensor in (queries.half(), label_ids, tokens.half(), pictures.image_embeds.half())
+            )
+        )
     return ProposalQueries(*(torch.cat(column) for column in zip(*rows, strict=True)))
 
 
