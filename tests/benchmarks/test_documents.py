@@ -32,7 +32,10 @@ def copy_documents(root, change=lambda text: text):
 
 
 def test_cards_and_tables_are_what_the_results_give(tmp_path):
-    copy_documents(tmp_path, lambda text: text.replace("64.0", "99.9"))
+    # PQ of concat-patchwork, in tables and cards; the tables of ablations are written by their own scripts.
+    copy_documents(
+        tmp_path, lambda text: text.replace("64.0 / ", "99.9 / ").replace("value: 64.0", "value: 99.9")
+    )
     stale = {
         path: (tmp_path / path).read_text(encoding="utf-8") for path in ("README.md", "docs/patchwork.md")
     }

@@ -766,7 +766,7 @@ def test_texts_of_another_width_where_no_mask_is_valid():
 
 def test_ground_truth_needs_a_proposal_head():
     targets = TestScan().build_targets(draw_pixels())
-    with pytest.raises(ValueError, match="names by proposal embeddings, which this model has none of"):
+    with pytest.raises(ValueError, match="the loss names proposal embeddings, which this model has none of"):
         segment(build_scan(**CLIP_ONLY), **targets)
 
 
