@@ -2,10 +2,12 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from transformers import Mask2FormerConfig
 
 from zsseg.losses.across_processes import mean_over_processes, raise_in_all_processes
 from zsseg.losses.mask_losses import compute_dice_loss, compute_mask_cross_entropy
@@ -130,6 +132,20 @@ class SetCriterion:
         self.num_uncertain = int(num_points * importance_sample_ratio)
         self.ignore_unknown_queries = ignore_unknown_queries
         self.generator = torch.Generator(device="cpu").manual_seed(seed)
+
+    @classmethod
+    def from_segmentor_config(cls, config: Mask2FormerConfig, *, ignore_unknown_queries: bool) -> Self:
+        """The criterion with the weights and point counts of a :class:`~transformers.Mask2FormerConfig`."""
+        return cls(
+            class_weight=config.class_weight,
+            mask_weight=config.mask_weight,
+            dice_weight=config.dice_weight,
+            no_object_weight=config.no_object_weight,
+            num_points=config.train_num_points,
+            oversample_ratio=config.oversample_ratio,
+            importance_sample_ratio=config.importance_sample_ratio,
+            ignore_unknown_queries=ignore_unknown_queries,
+        )
 
     def get_rng_state(self) -> Tensor:
         """The generator's state, a byte tensor to be saved with a checkpoint."""

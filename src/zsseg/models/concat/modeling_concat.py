@@ -77,15 +77,8 @@ class ConcatForPanopticSegmentation(TextTowerMixin, ConcatPreTrainedModel):
         self.memory = (
             QueryMemory(config.memory_size, segmentor_config.hidden_dim) if config.memory_size else None
         )
-        self.criterion = SetCriterion(
-            class_weight=segmentor_config.class_weight,
-            mask_weight=segmentor_config.mask_weight,
-            dice_weight=segmentor_config.dice_weight,
-            no_object_weight=segmentor_config.no_object_weight,
-            num_points=segmentor_config.train_num_points,
-            oversample_ratio=segmentor_config.oversample_ratio,
-            importance_sample_ratio=segmentor_config.importance_sample_ratio,
-            ignore_unknown_queries=config.ignore_unknown_queries,
+        self.criterion = SetCriterion.from_segmentor_config(
+            segmentor_config, ignore_unknown_queries=config.ignore_unknown_queries
         )
         self.post_init()
         self.freeze()

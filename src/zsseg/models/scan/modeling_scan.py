@@ -162,15 +162,8 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
             self.shifted_tower = CLIPVisionModelWithProjection(copy.deepcopy(config.vision_config))
             # Of its training alone, as a logarithm.
             self.shifted_logit_scale = nn.Parameter(torch.empty(1))
-        self.criterion = SetCriterion(
-            class_weight=segmentor_config.class_weight,
-            mask_weight=segmentor_config.mask_weight,
-            dice_weight=segmentor_config.dice_weight,
-            no_object_weight=segmentor_config.no_object_weight,
-            num_points=segmentor_config.train_num_points,
-            oversample_ratio=segmentor_config.oversample_ratio,
-            importance_sample_ratio=segmentor_config.importance_sample_ratio,
-            ignore_unknown_queries=config.ignore_unknown_queries,
+        self.criterion = SetCriterion.from_segmentor_config(
+            segmentor_config, ignore_unknown_queries=config.ignore_unknown_queries
         )
         self.post_init()
         self.freeze()
