@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from transformers import SwinConfig
 
 from zsseg import ConcatConfig, ConcatForPanopticSegmentation, ScanConfig, ScanForSemanticSegmentation
+from zsseg.models.scan.configuration_scan import choose_scan_layers
 from zsseg.models.scan.contextual_shift import PictureContext
 
 QUERIES = 100
@@ -51,7 +52,6 @@ def build_scan(vit: Mapping[str, Any], *, tiny: bool) -> ScanForSemanticSegmenta
     backbone = SwinConfig(
         **(TINY_SWIN if tiny else SWIN_B), out_features=["stage1", "stage2", "stage3", "stage4"]
     )
-    depth = vit["num_hidden_layers"]
     torch.manual_seed(0)
     config = ScanConfig(
         segmentor_config={
@@ -63,7 +63,7 @@ def build_scan(vit: Mapping[str, Any], *, tiny: bool) -> ScanForSemanticSegmenta
         },
         vision_config=dict(vit),
         projection_dim=vit["projection_dim"],
-        integration_layers=[depth // 2, depth * 3 // 4, depth],
+        integration_layers=choose_scan_layers(vit["num_hidden_layers"])["integration_layers"],
         has_shifted_tower=False,
     )
     return ScanForSemanticSegmentation(config).eval()

@@ -20,7 +20,9 @@ from transformers.models.mask2former.image_processing_pil_mask2former import Mas
 
 from testing.model_tester import build_pictures
 from testing.tiny_models import build_picture, build_tokenizer
+from testing.tiny_scan_run import save_scan_clip
 from zsseg import ScanConfig, ScanForSemanticSegmentation, ScanProcessor
+from zsseg.models.scan.configuration_scan import choose_scan_sigmas
 from zsseg.prompts import VILD_PROMPTS
 from zsseg.registration import TASKS
 
@@ -264,3 +266,22 @@ def test_fields_that_do_not_fit_the_parts(folders):
         )
     with pytest.raises(ValueError, match="reads three blocks of the vision tower, got 1"):
         ScanForSemanticSegmentation.from_parts(**folders, mode="clip_only")
+
+
+def test_a_misspelt_field_is_refused(folders):
+    with pytest.raises(TypeError, match=r"no fields \['crop_mask_treshold'\]: check their spelling"):
+        ScanForSemanticSegmentation.from_parts(**folders, **TRAINABLE, crop_mask_treshold=0.2)
+
+
+def test_sigmas_follow_the_grid_of_other_clips():
+    assert choose_scan_sigmas(14) == choose_scan_sigmas(16) == (9.0, 7.0, 3.0)
+    assert choose_scan_sigmas(7) == (4.5, 3.5, 1.5)
+
+
+def test_sigmas_of_a_model_are_those_of_its_clip(mask2former_checkpoint, tmp_path):
+    save_scan_clip(tmp_path)
+    parts = {"mask2former": str(mask2former_checkpoint), "clip": str(tmp_path)}
+    config = ScanForSemanticSegmentation.from_parts(**parts, integration_heads=2).config
+    grid_size = config.vision_config.image_size // config.vision_config.patch_size
+    assert not 14 <= grid_size <= 16
+    assert tuple(config.low_frequency_sigmas) == choose_scan_sigmas(grid_size)

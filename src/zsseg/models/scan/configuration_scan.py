@@ -239,7 +239,7 @@ def choose_scan_layers(num_layers: int) -> dict[str, tuple[int, ...]]:
 
 
 def choose_scan_sigmas(grid_size: int) -> tuple[float, ...]:
-    """The σ of the low-frequency enhancement, as fields of :class:`~zsseg.ScanConfig`, for a CLIP's grid.
+    """The σ of the low-frequency enhancement of three levels, for a CLIP's grid of so many cells a side.
 
     The paper's 9, 7 and 3 for grids of 14 and 16 cells a side; elsewhere as large in proportion to the grid.
     """

@@ -422,7 +422,7 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
         is_shifted: Tensor | None = None,
         is_wanted: Tensor | None = None,
     ) -> ClipNames:
-        """Name masks cut out of their pictures; text is compared once a crop.
+        """Name masks cut out of their pictures.
 
         Args:
             clip_pixels: (B, 3, H, W), of :meth:`normalise_for_clip`.
@@ -514,10 +514,11 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
             clip: a CLIP checkpoint of transformers with an image processor; one of open_clip is converted
                 first, by ``conversion_scripts/convert_open_clip_to_zsseg.py``.
             mode: of the configuration.
-            config_kwargs: further fields of :class:`ScanConfig`; the blocks of the tower that are read and
-                shifted follow from its depth otherwise.
+            config_kwargs: further fields of :class:`ScanConfig`. Which blocks of the tower are read and
+                shifted follows from its depth otherwise, and σ from its grid.
 
         Raises:
+            TypeError: if the configuration has no such field.
             OSError: if a checkpoint is not found.
             ValueError: if a checkpoint is of another kind or lacks weights, or fields do not fit.
         """
@@ -528,10 +529,10 @@ class ScanForSemanticSegmentation(TextTowerMixin, ScanPreTrainedModel):
         vision_tower = load_vision_tower(clip)
         pixels = AutoImageProcessor.from_pretrained(mask2former, backend="pil")
         clip_pixels = AutoImageProcessor.from_pretrained(clip, backend="pil")
-        is_trained = mode == "clip_only"
+        is_ready = mode == "clip_only"
         fields = {
-            "has_proposal_head": not is_trained,
-            "has_semantic_integration": not is_trained,
+            "has_proposal_head": not is_ready,
+            "has_semantic_integration": not is_ready,
             "has_shifted_tower": False,
             "pixel_mean": tuple(pixels.image_mean),
             "pixel_std": tuple(pixels.image_std),

@@ -63,7 +63,7 @@ def extract_proposal_queries(
 ) -> ProposalQueries:
     """Run proposal network and frozen CLIP once over pictures with ground truth.
 
-    Queries are matched with segments as in training, by mask alone where the classes are not trained yet.
+    Queries are matched with segments as in training, but by mask alone: classes may not be trained yet.
 
     Args:
         model: with trained proposals; its naming may have random weights.
